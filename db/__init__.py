@@ -1,0 +1,1 @@
+"""The ledger: jobs, requests, shards, completions and token rewards in SQL."""

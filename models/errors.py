@@ -1,0 +1,32 @@
+"""What can go wrong with models and rows; every message is written for the user, with the remedy where there is one."""
+
+
+class ModelsError(Exception):
+    """Base of the errors below; `str()` of it is one line for the user."""
+
+
+class SpecError(ModelsError):
+    """A generation spec, or a part of it, is not valid."""
+
+
+class ModelNotFoundError(ModelsError):
+    """A model reference names nothing that can be read."""
+
+
+class UnsupportedModelError(ModelsError):
+    """A model was found, but this engine cannot run it, or refuses to for safety."""
+
+
+class IncompatibleArmError(ModelsError):
+    """An ARM and a base do not share a tokenizer."""
+
+
+class RowError(ModelsError):
+    """One row cannot be generated; it becomes a failed row, the job goes on.
+
+    `code` is stable and meant for scripts; `str()` is the message for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

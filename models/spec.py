@@ -1,0 +1,173 @@
+"""What a job asks for (GenerationSpec) and what a row may say (PromptRow), validated once on entry."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.errors import RowError, SpecError
+
+Role = Annotated[str, Field(min_length=1, max_length=64)]
+ArmName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s=,]+$")]
+Weight = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
+
+
+class Frozen(BaseModel):
+    """A validated, immutable record; unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplingParams(Frozen):
+    """How tokens are drawn from the combined distribution.
+
+    Applied in this order: temperature, top-k, top-p, min-p; each on the distribution that the one before left,
+    renormalised. Temperature 0 is greedy. `top_k=0`, `top_p=1` and `min_p=0` are off.
+    """
+
+    max_new_tokens: int = Field(128, ge=1, le=1_000_000)
+    temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0.0, lt=1.0)
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field((), max_length=16)
+    seed: int = Field(0, ge=0, lt=2**63)
+    ignore_eos: bool = False
+
+
+class ArmSpec(Frozen):
+    """One autoregressive reward model of a job: its name in results, where it is, and its default weight w = α/β."""
+
+    name: ArmName
+    ref: str = Field(min_length=1)
+    weight: Weight = 1.0
+    template: str | None = None
+    """A Jinja chat template that replaces the ARM's own."""
+
+
+class GenerationSpec(Frozen):
+    """A job: base, ARMs, sampling. Serialises to JSON with `model_dump(mode="json")`."""
+
+    base: str = Field(min_length=1)
+    arms: tuple[ArmSpec, ...] = Field((), max_length=64)
+    sampling: SamplingParams = SamplingParams()
+    samples: int = Field(1, ge=1, le=1024)
+    system: str | None = None
+    """A system message added where a `prompt` is wrapped as a user message."""
+    raw: bool = False
+    """Use `prompt` as it stands, even for models with a chat template."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [arm.name for arm in self.arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two ARMs are named {name!r}; give one of them another name: NAME=REF")
+        return self
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Self:
+        """Validate a job's spec.
+
+        Raises:
+            SpecError: a field is missing, unknown, or of the wrong type or range; the message names it.
+        """
+        try:
+            return cls.model_validate(dict(fields))
+        except ValidationError as error:
+            raise SpecError(explain(error)) from None
+
+
+class Message(Frozen):
+    """One chat message."""
+
+    role: Role
+    content: str
+
+
+class PromptRow(Frozen):
+    """One row of a dataset as the engine takes it: a prompt or messages, with this row's own weights and sampling."""
+
+    index: int = Field(ge=0)
+    """Position of the row in its dataset; randomness is drawn from (seed, index, sample, position)."""
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    weights: Mapping[str, float]
+    """A weight for every ARM of the spec."""
+    sampling: SamplingParams
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> Self:
+        """Validate a row against its job's spec; columns other than prompt, messages, weights, sampling are ignored.
+
+        Raises:
+            RowError: `invalid_prompt`, `invalid_weights` or `invalid_sampling`.
+        """
+        fields = {
+            "index": index,
+            **_prompt_or_messages(row),
+            "weights": _merged_weights(row.get("weights"), spec),
+            "sampling": _merged_sampling(row.get("sampling"), spec.sampling),
+        }
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise RowError("invalid_prompt", explain(error)) from None
+
+
+def _prompt_or_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if messages is not None:
+        if not isinstance(messages, list | tuple) or not messages:
+            raise RowError("invalid_prompt", "`messages` must be a list of {role, content} objects, at least one")
+        return {"messages": messages}
+    if prompt is None:
+        raise RowError("invalid_prompt", "the row has neither `prompt` nor `messages`")
+    if not isinstance(prompt, str):
+        raise RowError("invalid_prompt", f"`prompt` must be text, not {type(prompt).__name__}")
+    if not prompt.strip():
+        raise RowError("invalid_prompt", "`prompt` is empty")
+    return {"prompt": prompt}
+
+
+def _merged_weights(overrides: Any, spec: GenerationSpec) -> dict[str, float]:
+    weights = {arm.name: arm.weight for arm in spec.arms}
+    if overrides is None:
+        return weights
+    if not isinstance(overrides, Mapping):
+        raise RowError("invalid_weights", "`weights` must be an object of ARM name to number")
+    for name, weight in overrides.items():
+        if name not in weights:
+            known = ", ".join(weights) or "none"
+            raise RowError(
+                "invalid_weights", f"`weights` names {name!r}, which is no ARM of this job (it has: {known})"
+            )
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight) or abs(weight) > 1e4:
+            raise RowError("invalid_weights", f"the weight of {name!r} must be a finite number within ±10000")
+        weights[name] = float(weight)
+    return weights
+
+
+def _merged_sampling(overrides: Any, defaults: SamplingParams) -> SamplingParams:
+    if overrides is None:
+        return defaults
+    if not isinstance(overrides, Mapping):
+        raise RowError("invalid_sampling", "`sampling` must be an object")
+    set_fields = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return SamplingParams.model_validate({**defaults.model_dump(), **set_fields})
+    except ValidationError as error:
+        raise RowError("invalid_sampling", explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line that names each wrong field and what is wrong with it, without the values (they may be long)."""
+    parts = []
+    for problem in error.errors(include_url=False, include_input=False):
+        place = ".".join(str(step) for step in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        parts.append(f"{place}: {message}" if place else message)
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""The service: Celery worker, dispatch, embedded mode and command line."""
