@@ -1,0 +1,132 @@
+"""LoRA adapters that ride on a backbone: each adapts its own rows of a packed forward pass."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """One adapter's update of one linear layer, ΔW = scaling · B A (LoRA, arXiv 2106.09685)."""
+
+    a: Tensor
+    """[rank, in_features]."""
+    b: Tensor
+    """[out_features, rank]."""
+    scaling: float
+
+
+@dataclass
+class Segments:
+    """Which rows of the current pass belong to which adapter; set before each pass, read by every adapted layer."""
+
+    tokens: list[tuple[str, slice]] = field(default_factory=list)
+    """Adapter and rows, over the packed tokens."""
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer of the backbone whose adapters act on their own rows only."""
+
+    def __init__(self, linear: nn.Module, segments: Segments) -> None:
+        super().__init__()
+        self.linear = linear
+        self.segments = segments
+        self.updates: dict[str, LowRank] = {}
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[1, tokens, in_features] to [1, tokens, out_features]."""
+        out: Tensor = self.linear(states)
+        for adapter, rows in self.segments.tokens:
+            if (update := self.updates.get(adapter)) is not None:
+                low = nn.functional.linear(states[:, rows], update.a)
+                out[:, rows] += nn.functional.linear(low, update.b) * update.scaling
+        return out
+
+
+def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
+    """The low-rank updates of a LoRA adapter by module name, read by PEFT onto a skeleton of its backbone.
+
+    Args:
+        folder: the adapter's folder, in PEFT's layout.
+        config: transformers' configuration of the backbone.
+
+    Raises:
+        UnsupportedModelError: the adapter is no plain LoRA of linear layers, or does not fit the backbone.
+    """
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
+    from transformers import AutoModelForCausalLM
+
+    settings = PeftConfig.from_pretrained(str(folder))
+    _require_plain_lora(settings, ref)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    try:
+        adapted = PeftModel.from_pretrained(skeleton, str(folder), config=settings, low_cpu_mem_usage=True)
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedModelError(f"{ref}: does not fit its backbone ({str(error).splitlines()[0]})") from None
+    updates = {}
+    for name, module in adapted.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and "default" in module.lora_A:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            if a.is_meta or b.is_meta:
+                raise UnsupportedModelError(f"{ref}: the adapter's file lacks the weights of {name}")
+            updates[name] = LowRank(a.detach(), b.detach(), float(module.scaling["default"]))
+    return updates
+
+
+def _require_plain_lora(settings: Any, ref: str) -> None:
+    is_plain = (
+        str(getattr(settings.peft_type, "value", settings.peft_type)) == "LORA"
+        and not settings.use_dora
+        and not settings.modules_to_save
+        and settings.bias == "none"
+        and not getattr(settings, "trainable_token_indices", None)
+    )
+    if not is_plain:
+        raise UnsupportedModelError(
+            f"{ref}: only plain LoRA adapters can ride on a backbone (no DoRA, bias or modules_to_save); "
+            "merge it with peft's merge_and_unload() and give the merged model's folder"
+        )
+
+
+def attach(model: nn.Module, segments: Segments, adapter: str, updates: dict[str, LowRank], ref: str) -> None:
+    """Let an adapter ride on a model: wrap its linear layers, and give each its update, in the model's dtype.
+
+    Raises:
+        UnsupportedModelError: the adapter targets a layer that is not linear, or the LM head.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for name, update in updates.items():
+        module = model.get_submodule(name)
+        if not isinstance(module, AdaptedLinear):
+            if module is head or isinstance(module, nn.Embedding):
+                raise UnsupportedModelError(
+                    f"{ref}: adapts {name}; an adapter that rides on a backbone may adapt inner linear layers only; "
+                    "merge it with peft's merge_and_unload() and give the merged model's folder"
+                )
+            module = AdaptedLinear(module, segments)
+            model.set_submodule(name, module)
+        weight = next(module.linear.parameters())
+        module.updates[adapter] = LowRank(
+            update.a.to(weight.device, weight.dtype), update.b.to(weight.device, weight.dtype), update.scaling
+        )
+
+
+def adapter_segments(rows: Iterable[str | None]) -> list[tuple[str, slice]]:
+    """Segments of consecutive rows with the same adapter; rows without one (None) are left out."""
+    segments: list[tuple[str, slice]] = []
+    for index, adapter in enumerate(rows):
+        if adapter is None:
+            continue
+        if segments and segments[-1][0] == adapter and segments[-1][1].stop == index:
+            segments[-1] = (adapter, slice(segments[-1][1].start, index + 1))
+        else:
+            segments.append((adapter, slice(index, index + 1)))
+    return segments

@@ -1,0 +1,19 @@
+"""The check of a job's spec before it is submitted: models are described, never loaded."""
+
+from pathlib import Path
+
+from models.spec import GenerationSpec
+
+
+def check_spec(spec: GenerationSpec, home: Path) -> None:
+    """Check that the models of a spec can be read and fit together, from their configurations and tokenizers alone.
+
+    Args:
+        home: converted models are kept under `home/models`; a .gguf file is converted at its first check.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, IncompatibleArmError, SpecError: what is wrong, in one line.
+    """
+    from models.zoo import describe_spec
+
+    describe_spec(spec, home)

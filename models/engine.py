@@ -1,0 +1,229 @@
+"""The engine: one thread that generates for all jobs at once, by continuous batching."""
+
+import logging
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.completion import Completion, FinishReason
+from models.guided import GuidedModel
+from models.scheduler import Scheduler
+from models.sequence import Sequence
+from models.spec import GenerationSpec, PromptRow
+from models.step import Drawn, StepLogits, draw_tokens
+from models.stopping import StopMatcher
+from models.zoo import Zoo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Limits and placement of an engine."""
+
+    home: Path
+    """Converted models are kept under `home/models`."""
+    device: str = "auto"
+    dtype: str = "auto"
+    """For specs that leave their dtype open."""
+    max_running: int = 64
+    """Sequences that run at once."""
+    prefill_tokens: int = 512
+    """Prompt tokens that a backbone runs in one step, beside the decodes."""
+    kv_cache_bytes: int | None = None
+    """KV cache of each backbone; None: a share of the device's memory."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Gauges and counters of an engine."""
+
+    running: int
+    waiting: int
+    generated_tokens: int
+    prompt_tokens: int
+    preemptions: int
+    steps: int
+
+
+@dataclass(eq=False)
+class EngineRequest:
+    """One row in the engine: its samples, and the future that its caller waits for."""
+
+    guided: GuidedModel
+    future: Future[list[Completion]]
+    stop: StopMatcher
+    sequences: list[Sequence] = field(default_factory=list)
+    finished: list[Completion] = field(default_factory=list)
+
+
+class Engine:
+    """Generates rows of any number of jobs with base models guided by ARMs.
+
+    `submit` may be called from any thread. With `start`, a thread runs the steps; without, the caller may call `step`
+    itself (tests do).
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._running_lock = threading.RLock()
+        self._zoo = Zoo(settings.home, settings.device, settings.dtype, settings.kv_cache_bytes, self._running_lock)
+        self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
+        self._arrived: deque[EngineRequest] = deque()
+        self._requests: set[EngineRequest] = set()
+        self._wakeup = threading.Condition()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._generated_tokens = self._prompt_tokens = self._steps = 0
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread after the step in flight; futures that are not done are cancelled."""
+        with self._wakeup:
+            self._stopping = True
+            self._wakeup.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self._fail_all(None)
+
+    def load(self, spec: GenerationSpec) -> GuidedModel:
+        """The models of a spec, loaded where they are not yet. Blocks; thread-safe.
+
+        Raises:
+            ModelsError: a model cannot be found, read or run, or the models do not fit together.
+        """
+        return self._zoo.load(spec)
+
+    def submit(self, guided: GuidedModel, row: PromptRow) -> Future[list[Completion]]:
+        """Queue a row; the future gives its `spec.samples` completions, by sample.
+
+        `Future.cancel` drops the row at the next step. A row that cannot be generated sets a RowError on the future.
+        """
+        future: Future[list[Completion]] = Future()
+        request = EngineRequest(guided, future, StopMatcher(row.sampling.stop, guided.base.renderer.text))
+        try:
+            request.sequences = guided.sequences(row, request)
+        except Exception as error:
+            future.set_exception(error)
+            return future
+        with self._wakeup:
+            if self._stopping:
+                future.cancel()
+            else:
+                self._arrived.append(request)
+                self._wakeup.notify()
+        return future
+
+    def stats(self) -> EngineStats:
+        """The engine's gauges and counters, as of the last step."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting) + sum(len(request.sequences) for request in list(self._arrived)),
+            generated_tokens=self._generated_tokens,
+            prompt_tokens=self._prompt_tokens,
+            preemptions=self._scheduler.preemptions,
+            steps=self._steps,
+        )
+
+    def _loop(self) -> None:
+        while True:
+            with self._wakeup:
+                self._wakeup.wait_for(lambda: self._stopping or self._arrived or self._requests)
+                if self._stopping:
+                    return
+            try:
+                self.step()
+            except Exception as error:
+                log.exception("the engine failed in a step; its rows fail")
+                self._fail_all(error)
+
+    def step(self) -> bool:
+        """Schedule, run, sample, collect; False when there was nothing to do."""
+        self._take_arrivals()
+        plan = self._scheduler.schedule()
+        if not plan.chunks:
+            return False
+        with self._running_lock:
+            logits = StepLogits()
+            for backbone, chunks in plan.chunks.items():
+                logits.run(backbone, chunks)
+            drawn = draw_tokens([(s.request.guided, s) for s in plan.ready], logits) if plan.ready else []
+        self._collect(drawn)
+        self._steps += 1
+        return True
+
+    def _take_arrivals(self) -> None:
+        while self._arrived:
+            request = self._arrived.popleft()
+            self._requests.add(request)
+            for sequence in request.sequences:
+                self._scheduler.add(sequence)
+        for request in [request for request in self._requests if request.future.cancelled()]:
+            self._drop(request)
+
+    def _drop(self, request: EngineRequest) -> None:
+        self._scheduler.remove(request.sequences)
+        self._requests.discard(request)
+
+    def _collect(self, drawn: list[Drawn]) -> None:
+        finished = []
+        for one in drawn:
+            sequence = one.sequence
+            sequence.append(one.token, one.logprob, one.base_logprob, one.rewards)
+            if completion := _completion_if_finished(sequence):
+                finished.append(sequence)
+                sequence.request.finished.append(completion)
+        self._generated_tokens += len(drawn)
+        self._prompt_tokens += sum(s.streams[0].prompt_tokens for s in finished)
+        self._scheduler.remove(finished)
+        for request in {sequence.request: None for sequence in finished}:
+            if len(request.finished) == len(request.sequences):
+                self._requests.discard(request)
+                _resolve(request)
+
+    def _fail_all(self, error: Exception | None) -> None:
+        self._take_arrivals()
+        for request in list(self._requests):
+            self._drop(request)
+            if error is None:
+                request.future.cancel()
+            elif request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
+
+
+def _resolve(request: EngineRequest) -> None:
+    if request.future.set_running_or_notify_cancel():
+        request.future.set_result(sorted(request.finished, key=lambda completion: completion.sample))
+
+
+def _completion_if_finished(sequence: Sequence) -> Completion | None:
+    request: EngineRequest = sequence.request
+    reason: FinishReason | None = None
+    text: str | None = None
+    eos_ids = request.guided.base.description.eos_ids
+    ended = sequence.response[-1] in eos_ids and not sequence.sampling.ignore_eos
+    if not ended:
+        text = request.stop.text_before_stop(sequence.response)
+    if ended or text is not None:
+        reason = "stop"
+    elif len(sequence.response) >= sequence.sampling.max_new_tokens:
+        reason = "length"
+    if reason is None:
+        return None
+    return Completion(
+        sample=sequence.sample,
+        text=text if text is not None else request.guided.base.renderer.text(sequence.response),
+        finish_reason=reason,
+        tokens=sequence.response,
+        logprobs=sequence.logprobs,
+        base_logprobs=sequence.base_logprobs,
+        token_rewards={
+            arm.name: series for arm, series in zip(request.guided.spec.arms, sequence.token_rewards, strict=True)
+        },
+        prompt_tokens=sequence.streams[0].prompt_tokens,
+    )

@@ -1,0 +1,167 @@
+"""From a reference to a model's description (tokenizer, template, limits), and to its weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.attention import NAME as ATTENTION
+from models.errors import ModelNotFoundError, UnsupportedModelError
+from models.references import Kind, Source, resolve
+from models.vocabulary import Vocabulary
+
+# These rotary embeddings depend on the longest sequence in the batch, so a row's output would depend on its neighbours.
+BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a model without its weights."""
+
+    source: Source
+    """The reference itself: a model, or an adapter."""
+    backbone: Source
+    """The model whose weights run: the reference itself, or what the adapter was trained on."""
+    config: Any
+    """transformers' configuration of the backbone."""
+    tokenizer: Any
+    template: str | None
+    """The Jinja chat template, where there is one."""
+    vocabulary: Vocabulary
+    context_tokens: int
+    """The most tokens that a sequence may have."""
+    eos_ids: frozenset[int]
+    """Tokens that end a response."""
+
+    @property
+    def adapter(self) -> Source | None:
+        """The adapter that rides on the backbone, if the reference is one."""
+        return self.source if self.source.kind is Kind.ADAPTER else None
+
+
+def describe(ref: str, home: Path, base: "Description | None" = None, template: str | None = None) -> Description:
+    """Read a model's configuration and tokenizer; no weights.
+
+    Args:
+        ref: the model's reference.
+        home: where converted models are kept.
+        base: the job's base, which is an adapter's backbone when the adapter was trained on it.
+        template: a Jinja chat template to use instead of the model's own.
+
+    Raises:
+        ModelNotFoundError: nothing readable is there.
+        UnsupportedModelError: the model cannot be run.
+    """
+    source = resolve(ref, home)
+    if source.kind is Kind.ADAPTER:
+        return _describe_adapter(source, home, base, template)
+    config = _read(source, "config")
+    _require_supported(config, ref)
+    tokenizer = _read(source, "tokenizer")
+    return _description(source, source, config, tokenizer, template or tokenizer.chat_template)
+
+
+def _describe_adapter(source: Source, home: Path, base: Description | None, template: str | None) -> Description:
+    if base is not None and base.adapter is None and base.source.is_backbone_of(source):
+        backbone = base
+    else:
+        backbone = _backbone_by_name(source, home)
+    tokenizer = backbone.tokenizer
+    if (source.folder / "tokenizer_config.json").is_file():
+        tokenizer = _read(source, "tokenizer")
+    chosen = template or tokenizer.chat_template or backbone.template
+    return _description(source, backbone.source, backbone.config, tokenizer, chosen)
+
+
+def _backbone_by_name(adapter: Source, home: Path) -> Description:
+    try:
+        backbone = describe(adapter.backbone_ref, home)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{adapter.ref}: the model that this adapter was trained on cannot be read; {error}; "
+            "it also rides on a base of the same name"
+        ) from None
+    if backbone.adapter is not None:
+        raise UnsupportedModelError(f"{adapter.ref}: its base_model_name_or_path is an adapter itself")
+    return backbone
+
+
+def _description(source: Source, backbone: Source, config: Any, tokenizer: Any, template: str | None) -> Description:
+    text_config = config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        raise UnsupportedModelError(f"{source.ref}: its configuration does not say how many positions it has")
+    return Description(
+        source=source,
+        backbone=backbone,
+        config=config,
+        tokenizer=tokenizer,
+        template=template,
+        vocabulary=Vocabulary.of(tokenizer, rows=text_config.vocab_size),
+        context_tokens=context,
+        eos_ids=_eos_ids(backbone, config, tokenizer),
+    )
+
+
+def _eos_ids(backbone: Source, config: Any, tokenizer: Any) -> frozenset[int]:
+    from transformers import GenerationConfig
+
+    declared = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
+    if (backbone.folder / "generation_config.json").is_file():
+        declared.append(GenerationConfig.from_pretrained(backbone.folder).eos_token_id)
+    ids: set[int] = set()
+    for one in declared:
+        ids.update(one if isinstance(one, list | tuple) else [one] if one is not None else [])
+    return frozenset(ids)
+
+
+def _read(source: Source, what: str) -> Any:
+    from transformers import AutoConfig, AutoTokenizer
+
+    reader: Any = AutoConfig if what == "config" else AutoTokenizer
+    try:
+        return reader.from_pretrained(source.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{source.ref}: its {what} cannot be read ({reason})") from None
+
+
+def _require_supported(config: Any, ref: str) -> None:
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{ref}: is an encoder-decoder model; genarm runs decoder-only language models")
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    if bad := kinds & BATCH_DEPENDENT_ROPE:
+        raise UnsupportedModelError(
+            f"{ref}: its {bad.pop()} rotary embedding changes with the longest sequence in the batch, "
+            "so that rows would disturb each other"
+        )
+
+
+def load_weights(description: Description, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """The backbone's weights as a transformers causal language model that runs over our KV cache.
+
+    Raises:
+        UnsupportedModelError: transformers cannot load it, or its attention cannot be replaced.
+    """
+    from transformers import AutoModelForCausalLM
+
+    ref = description.backbone.ref
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            description.backbone.folder,
+            config=description.config,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({reason})") from None
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(f"{ref}: {type(model).__name__} does not let its attention be replaced")
+    model.requires_grad_(False)
+    module: torch.nn.Module = model.eval().to(device)
+    return module

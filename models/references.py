@@ -1,0 +1,205 @@
+"""What a model reference names (hub id, model folder, LoRA adapter folder, .gguf file) and where its files are."""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from models.errors import ModelNotFoundError, UnsupportedModelError
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+GGUF_QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+
+
+class Kind(Enum):
+    """How the files behind a reference are laid out."""
+
+    MODEL = "model"
+    ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files behind a reference."""
+
+    ref: str
+    """The reference as the user gave it."""
+    folder: Path
+    """A local folder in transformers' or PEFT's layout."""
+    kind: Kind
+    name: str
+    """The model's name: the last part of its hub id, folder or file, without a GGUF's quantisation suffix."""
+    from_hub: bool
+
+    def adapter_config(self) -> dict[str, Any]:
+        """The contents of `adapter_config.json` of an adapter."""
+        return read_json(self.folder / "adapter_config.json")
+
+    @property
+    def backbone_ref(self) -> str:
+        """The reference of the model that this adapter was trained on.
+
+        Raises:
+            UnsupportedModelError: the adapter does not say.
+        """
+        declared = self.adapter_config().get("base_model_name_or_path")
+        if not isinstance(declared, str) or not declared:
+            raise UnsupportedModelError(
+                f"{self.ref}: adapter_config.json does not name the model it was trained on (base_model_name_or_path)"
+            )
+        return declared
+
+    def is_backbone_of(self, adapter: "Source") -> bool:
+        """Whether `adapter` was trained on this model: the same reference, or, if one side is local, the same name."""
+        declared = adapter.backbone_ref
+        if declared in (self.ref, str(self.folder)):
+            return True
+        if self.from_hub and HUB_ID.match(declared):
+            return False
+        return model_name(declared) == self.name
+
+
+def resolve(ref: str, home: Path) -> Source:
+    """Find the files behind a reference, fetching them from the hub or converting a .gguf file where needed.
+
+    Args:
+        ref: a hub id, a folder, an adapter folder or a .gguf file.
+        home: converted models are kept under `home/models`.
+
+    Raises:
+        ModelNotFoundError: the reference names nothing that can be read.
+        UnsupportedModelError: it names a checkpoint that is not in safetensors, or one that wants to run its own code.
+    """
+    path = Path(ref).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(ref, _converted_gguf(path, home), Kind.MODEL, model_name(ref), from_hub=False)
+    if path.is_dir():
+        return Source(ref, path, _kind_of(path, ref), model_name(str(path.resolve())), from_hub=False)
+    if path.exists():
+        raise UnsupportedModelError(f"{ref}: a model is a hub id, a folder, an adapter folder or a .gguf file")
+    if _looks_like_path(ref):
+        raise ModelNotFoundError(f"{ref}: no such file or folder")
+    folder = _hub_folder(ref)
+    return Source(ref, folder, _kind_of(folder, ref), model_name(ref), from_hub=True)
+
+
+def model_name(ref: str) -> str:
+    """The last part of a reference, without `.gguf` and its quantisation suffix."""
+    last = Path(ref.rstrip("/")).name
+    if last.endswith(".gguf"):
+        last = GGUF_QUANTISATION.sub("", last.removesuffix(".gguf"))
+    return last
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UnsupportedModelError: the file is missing or is not a JSON object.
+    """
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(loaded, dict):
+        raise UnsupportedModelError(f"{path}: is not a JSON object")
+    return loaded
+
+
+def _looks_like_path(ref: str) -> bool:
+    return ref.startswith((".", "/", "~")) or ref.endswith(".gguf") or HUB_ID.match(ref) is None
+
+
+def _kind_of(folder: Path, ref: str) -> Kind:
+    if (folder / "adapter_config.json").is_file():
+        _require_safetensors(folder, ref, "adapter_model")
+        return Kind.ADAPTER
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(
+            f"{ref}: the folder has neither config.json (a model) nor adapter_config.json (an adapter)"
+        )
+    if "auto_map" in read_json(folder / "config.json"):
+        raise UnsupportedModelError(f"{ref}: the model wants to run its own code (auto_map), which genarm never does")
+    _require_safetensors(folder, ref, "model")
+    return Kind.MODEL
+
+
+def _require_safetensors(folder: Path, ref: str, stem: str) -> None:
+    if any(folder.glob(f"{stem}*.safetensors")):
+        return
+    if any(folder.glob("*.bin")):
+        raise UnsupportedModelError(
+            f"{ref}: has a pickle checkpoint (.bin), which can run code; save it again with safetensors "
+            "(model.save_pretrained(folder))"
+        )
+    raise ModelNotFoundError(f"{ref}: no {stem}*.safetensors in the folder")
+
+
+def _hub_folder(ref: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(ref, allow_patterns=HUB_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelNotFoundError(
+            f"{ref}: no such folder here, and the hub did not give it ({reason}); "
+            "check the name, or the connection, or give a local folder"
+        ) from None
+
+
+def _converted_gguf(path: Path, home: Path) -> Path:
+    """The folder of a .gguf file's weights as bfloat16 safetensors, made on first use.
+
+    The folder's name carries the file's path, size and time, so that a changed file is converted again; it appears by
+    one rename, so that two processes that convert at the same time do no harm.
+    """
+    stat = path.stat()
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    target = home / "models" / f"{model_name(str(path))}-{digest}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        _convert_gguf(path, partial)
+        partial.replace(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    try:
+        import accelerate  # noqa: F401
+        import gguf  # noqa: F401
+    except ImportError:
+        raise UnsupportedModelError(
+            f"{path}: reading .gguf files needs more packages: pip install 'genarm[gguf]'"
+        ) from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, OSError) as error:
+        raise UnsupportedModelError(f"{path}: transformers cannot read this .gguf file ({error})") from None
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

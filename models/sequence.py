@@ -1,0 +1,68 @@
+"""A sample in flight: its state, its tokens in every model, and its rewards so far."""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.spec import SamplingParams
+
+
+@dataclass(eq=False)
+class Stream:
+    """One model's view of a sequence: its own rendering of the prompt, then the shared response tokens."""
+
+    backbone: Any
+    """The Backbone that runs it; compared by identity alone."""
+    adapter: str | None
+    tokens: list[int]
+    """The prompt in this model's template, then the response so far."""
+    prompt_tokens: int
+    cached: int = 0
+    """How many leading tokens have their keys and values in the cache."""
+    blocks: list[int] = field(default_factory=list)
+    """The block table."""
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have not been run; the last one's logits give the next token."""
+        return len(self.tokens) - self.cached
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next `count` tokens of a stream, to run in one step."""
+
+    stream: Stream
+    count: int
+    wants_logits: bool
+    """Whether the logits after the chunk's last token are wanted."""
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One sample of one request: a stream for the base and one for each ARM, and what has been drawn."""
+
+    request: Any
+    """The EngineRequest that it belongs to."""
+    sample: int
+    row: int
+    sampling: SamplingParams
+    weights: Items[float]
+    """One per ARM."""
+    streams: list[Stream]
+    """The base's, then one per ARM."""
+    response: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    base_logprobs: list[float] = field(default_factory=list)
+    token_rewards: list[list[float]] = field(default_factory=list)
+    """One list per ARM."""
+
+    def append(self, token: int, logprob: float, base_logprob: float, rewards: Items[float]) -> None:
+        """Add a drawn token to the response and to every stream."""
+        self.response.append(token)
+        self.logprobs.append(logprob)
+        self.base_logprobs.append(base_logprob)
+        for series, reward in zip(self.token_rewards, rewards, strict=True):
+            series.append(reward)
+        for stream in self.streams:
+            stream.tokens.append(token)
