@@ -1,0 +1,112 @@
+"""Settings of the service; the only file that reads the environment."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "GENARM_"
+LONGEST_SOCKET_PATH = 100
+"""Bytes; the kernel allows 107, and redis-server writes a temporary name beside the socket."""
+
+
+class Settings(BaseSettings):
+    """What the environment says (GENARM_HOME, GENARM_DATABASE_URL, …); every field has a default.
+
+    Without a database and a broker URL the service is *embedded*: SQLite and a redis-server of its own under `home`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+
+    home: Path = Field(
+        Path(".genarm"), description="Folder for what genarm keeps: the embedded database, converted models, logs."
+    )
+    database_url: SecretStr | None = Field(
+        None, description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the home folder."
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        description="redis://, rediss:// (TLS), sentinel:// or redis+socket:// URL; unset: a redis-server of its own.",
+    )
+    device: str = Field("auto", description="Where models run: auto (CUDA where present), cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision for jobs that leave theirs open; auto: bfloat16 where the device supports it."
+    )
+    max_running: int = Field(64, ge=1, description="Sequences that the engine generates at once.")
+    kv_cache_bytes: int | None = Field(
+        None, ge=1, description="Memory for each model's KV cache; unset: a share of the device's memory."
+    )
+    worker_threads: int = Field(
+        8, ge=1, le=256, description="Shards that one worker holds at once; the engine batches across them."
+    )
+    shard_rows: int = Field(32, ge=1, le=4096, description="Rows in one shard, the unit that workers claim.")
+    window: int = Field(
+        32, ge=1, description="Shards of one job that are queued or in work at once; bounds the memory of Redis."
+    )
+    lease_seconds: float = Field(
+        60.0, gt=0, description="A shard whose worker is silent for so long is given to another worker."
+    )
+    heartbeat_seconds: float = Field(
+        2.0, gt=0, description="Interval of a worker's heartbeat; it extends leases and learns of cancelled jobs."
+    )
+    rescue_seconds: float = Field(
+        5.0, gt=0, description="Interval of a worker's search for expired leases and lost messages."
+    )
+    grace_seconds: float = Field(
+        20.0, ge=0, description="After SIGTERM a worker finishes rows for so long, then hands the rest back."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def database_is_embedded(self) -> bool:
+        """True when no database URL is set."""
+        return self.database_url is None
+
+    @property
+    def broker_is_embedded(self) -> bool:
+        """True when no broker URL is set."""
+        return self.broker_url is None
+
+    @property
+    def effective_database_url(self) -> str:
+        """The database to use; may hold a password."""
+        if self.database_url is None:
+            return f"sqlite:///{self.home / 'genarm.db'}"
+        return self.database_url.get_secret_value()
+
+    @property
+    def effective_broker_url(self) -> str:
+        """The broker to use; may hold a password."""
+        if self.broker_url is None:
+            return f"redis+socket://{self.redis_socket}"
+        return self.broker_url.get_secret_value()
+
+    @property
+    def redis_socket(self) -> Path:
+        """The socket of the embedded redis-server: in `home`, or in a short folder where that path is too long."""
+        socket = self.home / "redis.sock"
+        if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH:
+            return socket
+        digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"genarm-{os.getuid()}-{digest}" / "redis.sock"
+
+    def environment(self) -> dict[str, str]:
+        """The environment that gives a child process these same settings, passwords included."""
+        variables = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if value is not None:
+                variables[f"{ENV_PREFIX}{name.upper()}"] = str(value)
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+        return outside | variables
