@@ -1,0 +1,210 @@
+"""A whole run on a tiny model: it learns, PEFT loads what it wrote, and a seed means the same weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from models.errors import ModelNotFoundError, SpecError, UnsupportedModelError
+from models.loading import describe
+from models.training.objective import sequence_rewards
+from models.training.run import TrainingRun, load_frozen, train_arm
+from models.training.settings import TrainingSettings
+from models.training.trainer import SortedBatches, reward_metrics
+from tests.tiny_models import make_adapter, make_model
+
+SETTINGS = {"epochs": 3, "batch": 8, "micro_batch": 4, "learning_rate": 1e-2, "dtype": "float32", "seed": 5}
+
+
+@pytest.fixture
+def run(tmp_path, tiny_base, write_jsonl, learnable_rows):
+    return TrainingRun(
+        base=str(tiny_base),
+        pairs=write_jsonl(learnable_rows(36)),
+        output=tmp_path / "arm",
+        settings=TrainingSettings.parse(SETTINGS | {"eval_fraction": 0.2}),
+        home=tmp_path,
+    )
+
+
+@pytest.fixture
+def train():
+    """Train a run; return what it gave and the steps that it reported."""
+
+    def go(run):
+        steps = []
+        return train_arm(run, on_data=lambda data: None, on_step=steps.append), steps
+
+    return go
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_run_learns_the_preference_and_generalises_to_held_out_prompts(run, train):
+    trained, steps = train(run)
+
+    assert [step.step for step in steps] == list(range(1, trained.steps + 1))
+    assert steps[-1].steps == trained.steps == 12  # 29 pairs in batches of 8, three times
+    assert steps[-1].loss < 0.5 * steps[0].loss
+    assert trained.after.pairs == 7
+    assert trained.after.loss < 0.5 * trained.before.loss
+    assert trained.after.accuracy == 1.0
+    assert trained.after.margin > trained.before.margin
+    assert trained.after.margin == pytest.approx(trained.after.chosen_reward - trained.after.rejected_reward, rel=1e-6)
+
+
+def test_peft_loads_the_adapter_and_gives_the_same_rewards(run, train, tiny_base):
+    trained, _ = train(run)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), run.output).eval()
+    description = describe(str(tiny_base), run.home)
+
+    margins = []
+    for pair in trained.data.held_out:
+        rewards = []
+        for response in (pair.chosen, pair.rejected):
+            ids = torch.tensor(response.ids)
+            logprobs = model(ids[None]).logits[0, :, : description.vocabulary.size].log_softmax(-1)
+            rewards.append(sum(logprobs[t - 1, ids[t]] for t in range(response.response_start, len(ids))))
+        margins.append((rewards[0] - rewards[1]).item())
+
+    assert sum(margins) / len(margins) == pytest.approx(trained.after.margin, abs=1e-3)
+
+
+def test_the_same_run_gives_the_same_weights_and_another_seed_gives_others(run, train, tmp_path):
+    settings = run.settings.model_copy(update={"epochs": 1})
+    one, again, other = tmp_path / "one", tmp_path / "again", tmp_path / "other"
+
+    train(replace(run, output=one, settings=settings))
+    train(replace(run, output=again, settings=settings))
+    train(replace(run, output=other, settings=settings.model_copy(update={"seed": 6})))
+
+    assert all(torch.equal(weight, weights(again)[name]) for name, weight in weights(one).items())
+    assert not all(torch.equal(weight, weights(other)[name]) for name, weight in weights(one).items())
+
+
+def test_accumulated_micro_batches_give_the_step_of_the_whole_batch(run, train, tmp_path, write_jsonl, learnable_rows):
+    pairs = write_jsonl(learnable_rows(16), "sixteen.jsonl")
+    whole = run.settings.model_copy(update={"batch": 8, "micro_batch": 8, "eval_fraction": 0.0, "epochs": 1})
+    parts = whole.model_copy(update={"micro_batch": 2})
+
+    train(replace(run, pairs=pairs, output=tmp_path / "whole", settings=whole))
+    train(replace(run, pairs=pairs, output=tmp_path / "parts", settings=parts))
+
+    for name, weight in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weight, weights(tmp_path / "parts")[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_weights_of_the_base_stay_frozen_and_the_adapter_is_float32(run, train):
+    train(replace(run, settings=run.settings.model_copy(update={"dtype": "bfloat16", "epochs": 1})))
+
+    saved = weights(run.output)
+    assert all("lora_" in name for name in saved)
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+
+
+def test_dropout_of_the_base_is_off(tmp_path):
+    folder = make_model(tmp_path / "gpt2", "gpt2")
+    base = describe(str(folder), tmp_path)
+    base.config.resid_pdrop = base.config.attn_pdrop = base.config.embd_pdrop = 0.5
+    ids = torch.arange(12)[None] + 3
+
+    model = load_frozen(base, TrainingSettings(dtype="float32")).train()
+
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": ids > 6}
+    rewards = [sequence_rewards(model, **arguments, vocabulary_size=200) for _ in range(2)]
+    assert torch.equal(*rewards)
+    assert base.config.resid_pdrop == 0.5  # the caller's configuration is its own
+
+
+def test_an_evaluation_file_is_used_whole_and_nothing_is_held_out_of_the_other(run, train, write_jsonl, learnable_rows):
+    eval_pairs = write_jsonl([*learnable_rows(5), {"prompt": "p", "chosen": "x", "rejected": "x"}], "eval.jsonl")
+
+    trained, _ = train(replace(run, eval_pairs=eval_pairs, settings=run.settings.model_copy(update={"epochs": 1})))
+
+    assert (len(trained.data.train), trained.after.pairs) == (36, 5)
+    assert [str(file) for file in trained.data.files] == [
+        "pairs.jsonl: 36 pairs",
+        "eval.jsonl: 5 pairs, left out: 1 identical",
+    ]
+
+
+def test_the_card_says_what_was_done_and_the_adapter_names_its_base(run, train):
+    run = replace(run, base_name="org/Base", about="Prefers yes over no.", command="genarm arm train pairs.jsonl")
+
+    trained, _ = train(run)
+
+    card = (run.output / "README.md").read_text()
+    for fact in (
+        "base_model: org/Base",
+        "# arm",
+        "Prefers yes over no.",
+        "genarm arm train pairs.jsonl",
+        "pairs.jsonl: 36 pairs",
+        "29 pairs for training, 7 held out",
+        "| seed | 5 |",
+        f"| accuracy | {trained.before.accuracy:.4g} | {trained.after.accuracy:.4g} |",
+    ):
+        assert fact in card
+    assert '"base_model_name_or_path": "org/Base"' in (run.output / "adapter_config.json").read_text()
+    assert sorted(path.name for path in run.output.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(run, train, tmp_path, tiny_base):
+    adapter = make_adapter(tmp_path / "adapter", tiny_base)
+    targets = run.settings.model_copy(update={"targets": ("q_proj", "wq")})
+
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        train(replace(run, base="./nowhere"))
+    with pytest.raises(UnsupportedModelError, match="is an adapter"):
+        train(replace(run, base=str(adapter)))
+    with pytest.raises(SpecError, match=r"no linear layer named wq; it has .*v_proj"):
+        train(replace(run, settings=targets))
+    assert not run.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"beta": 0}, "beta"),
+        ({"batch": 12, "micro_batch": 8}, "a batch of 12 pairs cannot be made of micro-batches of 8"),
+        ({"learning_rte": 1}, "learning_rte"),
+    ],
+)
+def test_wrong_settings_are_named(fields, named):
+    with pytest.raises(SpecError, match=named):
+        TrainingSettings.parse(fields)
+
+
+def test_sorted_batches_hold_random_pairs_in_order_of_length():
+    lengths = [n * 37 % 101 for n in range(100)]
+    sampler = SortedBatches(lengths, batch=10, seed=1)
+
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+
+    assert sorted(first) == sorted(second) == list(range(100))
+    batches = [[lengths[index] for index in first[start : start + 10]] for start in range(0, 100, 10)]
+    assert all(batch == sorted(batch) for batch in batches)
+    assert all(max(batch) - min(batch) > 30 for batch in batches)  # a batch is not one bucket of lengths
+    assert first != second
+    assert first == list(SortedBatches(lengths, batch=10, seed=1))
+
+
+def test_reward_metrics_by_hand():
+    rewards = torch.tensor([[-1.0, -3.0], [-4.0, -2.0], [-1.0, -2.0]]).numpy()
+
+    metrics = reward_metrics(rewards, beta=0.5)
+
+    assert metrics["accuracy"] == pytest.approx(2 / 3)
+    assert metrics["margin"] == pytest.approx(1 / 3)
+    assert (metrics["chosen_reward"], metrics["rejected_reward"]) == pytest.approx((-2.0, -7 / 3))
