@@ -1,0 +1,17 @@
+"""What can go wrong in the service; every message is one line for the user, with the remedy."""
+
+
+class ServiceError(Exception):
+    """Base of the errors below."""
+
+
+class BrokerUnreachableError(ServiceError):
+    """Redis does not answer. What was submitted is safe in the ledger; workers find it when Redis is back."""
+
+
+class RedisStartError(ServiceError):
+    """The embedded redis-server could not be started."""
+
+
+class WorkerDiedError(ServiceError):
+    """The worker process that this process started has ended by itself."""

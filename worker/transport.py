@@ -1,0 +1,104 @@
+"""kombu's Redis transport, made to survive queue entries that are no messages of ours.
+
+kombu decodes what it pops from a list before Celery looks at it, and an entry that does not decode ends the worker
+with "Unrecoverable error": anyone who can push to Redis could stop every worker. Here an entry of the task queue is
+checked first, and dropped with a log line unless it is a plain call of our one task.
+"""
+
+import base64
+import json
+from typing import Any, Literal
+
+from celery.utils.log import get_logger
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as kombu_redis
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+log = get_logger(__name__)
+
+QUEUE = "genarm"
+TASK = "genarm.run_shard"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Headers(_Part):
+    """What Celery reads from the headers; fields that would delay, limit or chain the task must be unset."""
+
+    id: str
+    task: Literal["genarm.run_shard"]
+    eta: None = None
+    expires: None = None
+    retries: Literal[0] = 0
+    timelimit: list[None] = []
+    stamped_headers: None = None
+    compression: None = None
+
+
+class _Route(_Part):
+    exchange: str
+    routing_key: str
+
+
+class _Properties(_Part):
+    delivery_tag: str
+    delivery_info: _Route
+    body_encoding: Literal["base64"]
+
+
+class _Envelope(_Part):
+    """A message as kombu stores it in Redis."""
+
+    body: str
+    headers: _Headers
+    properties: _Properties
+    content_type: Literal["application/json"]
+    content_encoding: Literal["utf-8"]
+
+    def require_plain_call(self) -> None:
+        """The body must be [args, kwargs, options] with no option set: no callbacks, chains or chords."""
+        args, kwargs, options = json.loads(base64.b64decode(self.body, validate=True))
+        if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(options, dict)):
+            raise ValueError("the body is not a call")
+        if any(options.values()):
+            raise ValueError("the message chains other tasks")
+
+
+def is_plain_call(message: Any) -> bool:
+    """True for a message that calls our task and asks Celery for nothing else."""
+    try:
+        fields = {name.replace("-", "_"): value for name, value in message.items()}
+        _Envelope.model_validate(fields).require_plain_call()
+    except (ValidationError, ValueError, TypeError, AttributeError, RecursionError):
+        return False
+    return True
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    """A channel that drops a popped value that is not JSON."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (ValueError, RecursionError) as error:
+            log.warning("dropped a queue entry that is not JSON (%s)", type(error).__name__)
+            return True
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc]
+    """A transport that delivers plain calls of our task, and control messages."""
+
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        if queue == QUEUE and not is_plain_call(message):
+            log.warning("dropped a queue entry that is not a call of %s", TASK)
+            return
+        super()._deliver(message, queue)
+
+
+def install() -> None:
+    """Let redis://, rediss:// and redis+socket:// URLs use this transport."""
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))
