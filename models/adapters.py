@@ -59,26 +59,40 @@ def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
     Raises:
         UnsupportedModelError: the adapter is no plain LoRA of linear layers, or does not fit the backbone.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
+    from peft.utils.save_and_load import load_peft_weights
     from transformers import AutoModelForCausalLM
 
     settings = PeftConfig.from_pretrained(str(folder))
     _require_plain_lora(settings, ref)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
-    try:
-        adapted = PeftModel.from_pretrained(skeleton, str(folder), config=settings, low_cpu_mem_usage=True)
-    except (RuntimeError, ValueError) as error:
-        raise UnsupportedModelError(f"{ref}: does not fit its backbone ({str(error).splitlines()[0]})") from None
+        try:
+            adapted = get_peft_model(skeleton, settings)
+        except (RuntimeError, ValueError) as error:
+            raise UnsupportedModelError(f"{ref}: does not fit its backbone ({str(error).splitlines()[0]})") from None
+    weights = load_peft_weights(str(folder), device="cpu")
     updates = {}
     for name, module in adapted.get_base_model().named_modules():
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
-            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-            if a.is_meta or b.is_meta:
-                raise UnsupportedModelError(f"{ref}: the adapter's file lacks the weights of {name}")
-            updates[name] = LowRank(a.detach(), b.detach(), float(module.scaling["default"]))
+        if isinstance(module, LoraLayer):
+            a, b = (
+                _weight(weights, f"base_model.model.{name}.{part}.weight", getattr(module, part)["default"], ref)
+                for part in ("lora_A", "lora_B")
+            )
+            updates[name] = LowRank(a, b, float(module.scaling["default"]))
     return updates
+
+
+def _weight(weights: dict[str, Tensor], key: str, expected: nn.Module, ref: str) -> Tensor:
+    if key not in weights:
+        raise UnsupportedModelError(f"{ref}: the adapter's file lacks {key}")
+    shape = expected.get_parameter("weight").shape
+    if weights[key].shape != shape:
+        raise UnsupportedModelError(
+            f"{ref}: does not fit its backbone ({key} is {list(weights[key].shape)}, not {list(shape)})"
+        )
+    return weights[key]
 
 
 def _require_plain_lora(settings: Any, ref: str) -> None:

@@ -99,7 +99,8 @@ class Backbone:
                 streams.append(stream)
         self._segments.tokens = adapter_segments(adapters)
         attention = CachedAttention(self._cache, torch.tensor(slots, device=self.device), self._runs(order))
-        logits = self._run_model(torch.tensor(ids), torch.tensor(positions), torch.tensor(last_tokens), attention)
+        keep = torch.tensor(last_tokens, dtype=torch.int64)  # may be empty
+        logits = self._run_model(torch.tensor(ids), torch.tensor(positions), keep, attention)
         for chunk in order:
             chunk.stream.cached += chunk.count
         return logits, streams

@@ -1,0 +1,82 @@
+"""An engine over tiny models, and the plain loop to compare it with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from models.completion import Completion
+from models.engine import Engine, EngineSettings
+from models.guided import GuidedModel
+from models.spec import GenerationSpec, PromptRow
+from tests.generation.plain import PlainArm, PlainOutput, plain_generate
+
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tiny models lose more to a second thread than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path) -> Callable[..., Engine]:
+    def make(**settings: Any) -> Engine:
+        defaults = {"home": tmp_path, "device": "cpu", "dtype": "float32", "kv_cache_bytes": 16 * 2**20}
+        return Engine(EngineSettings(**{**defaults, **settings}))
+
+    return make
+
+
+@pytest.fixture
+def generate(make_engine: Callable[..., Engine]) -> Callable[..., list[list[Completion]]]:
+    """Run rows (as users write them) through an engine, step by step in this thread."""
+
+    def run(spec: dict[str, Any], rows: Sequence[dict[str, Any]], **settings: Any) -> list[list[Completion]]:
+        engine = make_engine(**settings)
+        parsed = GenerationSpec.parse(spec)
+        guided = engine.load(parsed)
+        futures = [engine.submit(guided, PromptRow.parse(row, index, parsed)) for index, row in enumerate(rows)]
+        while engine.step():
+            pass
+        return [future.result(timeout=0) for future in futures]
+
+    return run
+
+
+@pytest.fixture
+def plain() -> Callable[..., PlainOutput]:
+    """The plain loop over the models of a spec, for one sample of one row."""
+    loaded: dict[str, Any] = {}
+
+    def model_of(ref: str, backbone: str | None = None) -> Any:
+        if ref not in loaded:
+            if (Path(ref) / "adapter_config.json").exists():
+                backbone_model = AutoModelForCausalLM.from_pretrained(backbone, attn_implementation="eager")
+                loaded[ref] = PeftModel.from_pretrained(backbone_model, ref).eval()
+            else:
+                loaded[ref] = AutoModelForCausalLM.from_pretrained(ref, attn_implementation="eager").eval()
+        return loaded[ref]
+
+    def run(guided: GuidedModel, row: PromptRow, sample: int = 0) -> PlainOutput:
+        spec = guided.spec
+        prompts = [m.renderer.prompt_ids(row, system=spec.system, raw=spec.raw) for m in guided.models]
+        sizes = [model.description.vocabulary.size for model in guided.models]
+        backbones = [str(model.description.backbone.folder) for model in guided.models]
+        arms = [
+            PlainArm(model_of(arm.ref, backbone), prompt, row.weights[arm.name], size)
+            for arm, prompt, size, backbone in zip(spec.arms, prompts[1:], sizes[1:], backbones[1:], strict=True)
+        ]
+        base = model_of(str(guided.base.description.source.folder))
+        return plain_generate(base, prompts[0], sizes[0], arms, row.sampling, row=row.index, sample=sample)
+
+    return run
