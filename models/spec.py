@@ -1,14 +1,23 @@
 """What a job asks for (GenerationSpec) and what a row may say (PromptRow), validated once on entry."""
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RowError, SpecError
 
-Role = Annotated[str, Field(min_length=1, max_length=64)]
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Role = Annotated[Text, Field(min_length=1, max_length=64)]
 ArmName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s=,]+$")]
 Weight = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
 
@@ -29,9 +38,9 @@ class SamplingParams(Frozen):
     max_new_tokens: int = Field(128, ge=1, le=1_000_000)
     temperature: float = Field(1.0, ge=0.0, le=100.0, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     min_p: float = Field(0.0, ge=0.0, lt=1.0)
-    stop: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field((), max_length=16)
+    stop: tuple[Annotated[Text, Field(min_length=1, max_length=1000)], ...] = Field((), max_length=16)
     seed: int = Field(0, ge=0, lt=2**63)
     ignore_eos: bool = False
 
@@ -42,7 +51,7 @@ class ArmSpec(Frozen):
     name: ArmName
     ref: str = Field(min_length=1)
     weight: Weight = 1.0
-    template: str | None = None
+    template: Text | None = None
     """A Jinja chat template that replaces the ARM's own."""
 
 
@@ -53,7 +62,7 @@ class GenerationSpec(Frozen):
     arms: tuple[ArmSpec, ...] = Field((), max_length=64)
     sampling: SamplingParams = SamplingParams()
     samples: int = Field(1, ge=1, le=1024)
-    system: str | None = None
+    system: Text | None = None
     """A system message added where a `prompt` is wrapped as a user message."""
     raw: bool = False
     """Use `prompt` as it stands, even for models with a chat template."""
@@ -84,7 +93,7 @@ class Message(Frozen):
     """One chat message."""
 
     role: Role
-    content: str
+    content: Text
 
 
 class PromptRow(Frozen):
@@ -92,7 +101,7 @@ class PromptRow(Frozen):
 
     index: int = Field(ge=0)
     """Position of the row in its dataset; randomness is drawn from (seed, index, sample, position)."""
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: tuple[Message, ...] | None = None
     weights: Mapping[str, float]
     """A weight for every ARM of the spec."""
@@ -145,7 +154,7 @@ def _merged_weights(overrides: Any, spec: GenerationSpec) -> dict[str, float]:
                 "invalid_weights", f"`weights` names {name!r}, which is no ARM of this job (it has: {known})"
             )
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not math.isfinite(weight) or abs(weight) > 1e4:
+        if not is_number or not abs(weight) <= 1e4:  # NaN is within nothing
             raise RowError("invalid_weights", f"the weight of {name!r} must be a finite number within ±10000")
         weights[name] = float(weight)
     return weights
@@ -167,7 +176,7 @@ def explain(error: ValidationError) -> str:
     """One line that names each wrong field and what is wrong with it, without the values (they may be long)."""
     parts = []
     for problem in error.errors(include_url=False, include_input=False):
-        place = ".".join(str(step) for step in problem["loc"])
+        place = " ".join(".".join(str(step) for step in problem["loc"]).split())
         message = problem["msg"].removeprefix("Value error, ")
         parts.append(f"{place}: {message}" if place else message)
     return "; ".join(parts)

@@ -14,8 +14,8 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], decode: Callable[[list[int]], str]) -> None:
         self._stops = stops
         self._decode = decode
-        # A token adds at least one byte, so a match that the last token completed lies within so many tokens; a few
-        # more keep it clear of what a decoder does to the first token of a text.
+        # A match that the last token completed lies within so many bytes at the end; a few more keep it clear of what a
+        # decoder does to the first token of a text.
         self._window = max((len(stop.encode()) for stop in stops), default=0) + 4
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
@@ -26,9 +26,16 @@ class StopMatcher:
         """
         if not self._stops:
             return None
-        tail = self._decode(tokens[-self._window :])
+        tail = self._tail(tokens)
         if not any(stop in tail for stop in self._stops):
             return None
         text = self._decode(tokens)
         ends = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         return text[: min(ends)] if ends else None
+
+    def _tail(self, tokens: list[int]) -> str:
+        """The end of the response's text, long enough for a match; special tokens add nothing to it."""
+        count = self._window
+        while len((tail := self._decode(tokens[-count:])).encode()) < self._window and count < len(tokens):
+            count *= 2
+        return tail
