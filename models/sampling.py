@@ -65,9 +65,12 @@ def filtered(scores: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
         Unnormalised probabilities, float32 [n, vocab]; the largest of each row is 1.
     """
     temperatures = [params.temperature for params in sampling]
+    scores = scores - scores.amax(dim=1, keepdim=True)
     if any(temperature != 1 for temperature in temperatures):
-        scores = scores / scores.new_tensor(temperatures)[:, None]
-    weights = (scores - scores.amax(dim=1, keepdim=True)).exp_()
+        # After the subtraction, so that a temperature near 0 gives 0 and −inf; the smallest ones are 0 in float32.
+        divisors = scores.new_tensor(temperatures).clamp_(min=torch.finfo(scores.dtype).tiny)
+        scores /= divisors[:, None]
+    weights = scores.exp_()
     truncated = [row for row, params in enumerate(sampling) if params.top_k or params.top_p < 1]
     if truncated:
         weights[truncated] = _truncated(weights[truncated], [sampling[row] for row in truncated])

@@ -14,9 +14,10 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], decode: Callable[[list[int]], str]) -> None:
         self._stops = stops
         self._decode = decode
-        # A match that the last token completed lies within so many bytes at the end; a few more keep it clear of what a
-        # decoder does to the first token of a text.
-        self._window = max((len(stop.encode()) for stop in stops), default=0) + 4
+        # A match that the last token completed lies within so many characters at the end; a few more keep it clear of
+        # what a decoder does to the first token of a text, and of a character cut in the middle.
+        self._characters = max((len(stop) for stop in stops), default=0) + 4
+        self._tokens = max((len(stop.encode()) for stop in stops), default=0) + 4
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
         """The response's text up to the earliest stop string, or None where there is none.
@@ -34,8 +35,8 @@ class StopMatcher:
         return text[: min(ends)] if ends else None
 
     def _tail(self, tokens: list[int]) -> str:
-        """The end of the response's text, long enough for a match; special tokens add nothing to it."""
-        count = self._window
-        while len((tail := self._decode(tokens[-count:])).encode()) < self._window and count < len(tokens):
+        """The end of the response's text, long enough for a match; a special token adds nothing to it."""
+        count = self._tokens
+        while len(tail := self._decode(tokens[-count:])) < self._characters and count < len(tokens):
             count *= 2
         return tail
