@@ -1,0 +1,96 @@
+"""Sequences over backbones that have a block pool and nothing else: all that the scheduler may know of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from models.blocks import BlockPool
+from models.scheduler import Plan, Scheduler
+from models.sequence import Sequence as Sample
+from models.sequence import Stream
+from models.spec import SamplingParams
+
+
+@dataclass(eq=False)
+class PoolOnly:
+    """A backbone as the scheduler sees it."""
+
+    pool: BlockPool
+
+
+class Simulation:
+    """Plays the engine around a scheduler: runs each plan, checks it, and lets sequences end after their new tokens."""
+
+    def __init__(self, scheduler: Scheduler, backbones: Sequence[PoolOnly]) -> None:
+        self.scheduler = scheduler
+        self.backbones = backbones
+        self.finished: list[Sample] = []
+        self.added: list[Sample] = []
+
+    def add(self, prompts: Sequence[tuple[int, int]], new_tokens: int) -> Sample:
+        """Queue a sequence with a stream for each (backbone, prompt tokens)."""
+        streams = [Stream(self.backbones[index], None, list(range(tokens)), tokens) for index, tokens in prompts]
+        sampling = SamplingParams(max_new_tokens=new_tokens)
+        sample = Sample(None, 0, len(self.added), sampling, [], streams, token_rewards=[[] for _ in prompts[1:]])
+        self.added.append(sample)
+        self.scheduler.add(sample)
+        return sample
+
+    def step(self) -> Plan:
+        """One step: schedule, check, run, append a token to what is ready, remove what is finished."""
+        plan = self.scheduler.schedule()
+        self._check(plan)
+        for chunks in plan.chunks.values():
+            for chunk in chunks:
+                chunk.stream.cached += chunk.count
+        for sample in plan.ready:
+            assert all(stream.pending == 0 for stream in sample.streams)
+            sample.append(7, 0.0, 0.0, [0.0] * len(sample.token_rewards))
+        done = [sample for sample in plan.ready if len(sample.response) == sample.sampling.max_new_tokens]
+        self.scheduler.remove(done)
+        self.finished += done
+        return plan
+
+    def run(self, limit: int = 10_000) -> int:
+        """Step until nothing is left; the number of steps."""
+        for count in range(limit):
+            if not self.step().chunks:
+                return count
+        raise AssertionError(f"not finished after {limit} steps")
+
+    def _check(self, plan: Plan) -> None:
+        running = self.scheduler.running
+        assert len(running) <= self.scheduler.max_running
+        for backbone, chunks in plan.chunks.items():
+            assert len({id(chunk.stream) for chunk in chunks}) == len(chunks)
+            assert all(chunk.stream.backbone is backbone and chunk.count > 0 for chunk in chunks)
+            prefilled = sum(chunk.count - chunk.wants_logits for chunk in chunks)
+            assert prefilled <= self.scheduler.prefill_tokens
+            for chunk in chunks:
+                end = chunk.stream.cached + chunk.count
+                assert end <= len(chunk.stream.tokens)
+                assert end <= len(chunk.stream.blocks) * backbone.pool.block_size
+                assert chunk.wants_logits == any(chunk.stream in sample.streams for sample in plan.ready)
+        assert all(sample in running for sample in plan.ready)
+        for sample in self.scheduler.waiting:
+            assert all(stream.blocks == [] and stream.cached == 0 for stream in sample.streams)
+        self.check_blocks()
+
+    def check_blocks(self) -> None:
+        """Every block is free or in the table of one running sequence."""
+        for backbone in self.backbones:
+            streams = [stream for sample in self.scheduler.running for stream in sample.streams]
+            owned = [block for stream in streams if stream.backbone is backbone for block in stream.blocks]
+            assert len(set(owned)) == len(owned)
+            assert len(owned) + backbone.pool.free == backbone.pool.count
+
+
+@pytest.fixture
+def simulate() -> Callable[..., Simulation]:
+    def make(blocks: Sequence[int] = (64, 64), block_size: int = 4, **limits: Any) -> Simulation:
+        scheduler = Scheduler(**{"max_running": 4, "prefill_tokens": 8, **limits})
+        return Simulation(scheduler, [PoolOnly(BlockPool(count, block_size)) for count in blocks])
+
+    return make
