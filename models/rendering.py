@@ -45,8 +45,6 @@ class Renderer:
         return ids
 
     def _templated(self, messages: list[dict[str, Any]]) -> list[int]:
-        from jinja2 import TemplateError
-
         if self.template is None:
             raise RowError(
                 "invalid_prompt",
@@ -56,9 +54,10 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, add_generation_prompt=True, tokenize=False
             )
-        except (TemplateError, ValueError) as error:
+        except Exception as error:  # a template is a program, and may raise anything
+            reason = " ".join(str(error).split())
             raise RowError(
-                "invalid_prompt", f"the chat template of {self.name!r} refuses the messages: {error}"
+                "invalid_prompt", f"the chat template of {self.name!r} refuses the messages: {reason}"
             ) from None
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
