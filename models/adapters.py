@@ -62,6 +62,7 @@ def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
     from peft import PeftConfig, get_peft_model
     from peft.tuners.lora import LoraLayer
     from peft.utils.save_and_load import load_peft_weights
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     settings = PeftConfig.from_pretrained(str(folder))
@@ -72,7 +73,10 @@ def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
             adapted = get_peft_model(skeleton, settings)
         except (RuntimeError, ValueError) as error:
             raise UnsupportedModelError(f"{ref}: does not fit its backbone ({str(error).splitlines()[0]})") from None
-    weights = load_peft_weights(str(folder), device="cpu")
+    try:
+        weights = load_peft_weights(str(folder), device="cpu")
+    except SafetensorError as error:
+        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({error})") from None
     updates = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):

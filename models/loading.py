@@ -122,9 +122,12 @@ def _read(source: Source, what: str) -> Any:
     reader: Any = AutoConfig if what == "config" else AutoTokenizer
     try:
         return reader.from_pretrained(source.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{source.ref}: its {what} cannot be read ({reason})") from None
+    except Exception as error:  # files that somebody else wrote: their readers raise all sorts
+        raise UnsupportedModelError(f"{source.ref}: its {what} cannot be read ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _require_supported(config: Any, ref: str) -> None:
@@ -143,25 +146,39 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
     """The backbone's weights as a transformers causal language model that runs over our KV cache.
 
     Raises:
-        UnsupportedModelError: transformers cannot load it, or its attention cannot be replaced.
+        UnsupportedModelError: transformers cannot load it, the files do not hold every weight in its shape, or the
+            model's attention cannot be replaced.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     ref = description.backbone.ref
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             description.backbone.folder,
             config=description.config,
             dtype=dtype,
             attn_implementation=ATTENTION,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, in words of ours
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({reason})") from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({_first_line(error)})") from None
+    _require_all_weights(found, ref)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModelError(f"{ref}: {type(model).__name__} does not let its attention be replaced")
     model.requires_grad_(False)
     module: torch.nn.Module = model.eval().to(device)
     return module
+
+
+def _require_all_weights(found: dict[str, Any], ref: str) -> None:
+    """Refuse a model of which transformers would have made up a part at random."""
+    missing = sorted(found["missing_keys"])
+    mismatched = sorted(key for key, *_ in found["mismatched_keys"])
+    for names, fault in ((missing, "are missing"), (mismatched, "have another shape than its configuration says")):
+        if names:
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            raise UnsupportedModelError(f"{ref}: weights {fault}: {', '.join(names[:2])}{more}")
