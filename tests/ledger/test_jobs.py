@@ -1,0 +1,110 @@
+"""Jobs from submit to delete, on both databases."""
+
+import pytest
+
+from db import jobs, results, shards
+from db.errors import AmbiguousJobError, DatasetError, JobActiveError, JobNotFoundError
+
+
+def test_a_job_without_rows_is_refused_and_leaves_nothing(ledger, submit):
+    with pytest.raises(DatasetError, match="no rows"):
+        submit(rows=0)
+    assert jobs.list_jobs(ledger) == []
+
+
+def test_an_error_in_the_middle_of_the_rows_leaves_nothing(ledger):
+    def rows():
+        for index in range(2500):
+            yield jobs.NewRow(None, {"prompt": str(index)})
+        raise DatasetError("line 2501: no JSON")
+
+    with pytest.raises(DatasetError, match="line 2501"):
+        jobs.submit(ledger, jobs.NewJob(spec={}, samples=1), rows())
+    assert jobs.list_jobs(ledger) == []
+
+
+def test_ids_may_be_shortened_while_they_are_unique(ledger, submit):
+    first, second = submit(), submit()
+    assert jobs.find(ledger, first.id) == first
+    assert jobs.find(ledger, second.id.removeprefix("job-")).id == second.id
+    with pytest.raises(AmbiguousJobError, match=first.id):
+        jobs.find(ledger, "job-")
+    for wrong in ("job-zzz", "", "%", first.id + "0"):
+        with pytest.raises((JobNotFoundError, AmbiguousJobError)):
+            jobs.find(ledger, wrong)
+
+
+def test_jobs_are_listed_newest_first(ledger, submit):
+    ids = [submit().id for _ in range(3)]
+    assert {progress.job.id for progress in jobs.list_jobs(ledger)} == set(ids)
+    assert len(jobs.list_jobs(ledger, limit=2)) == 2
+
+
+def test_cancel_ends_what_nobody_has_and_waits_for_the_rest(ledger, submit, publish, finish):
+    job = submit(rows=6, shard_rows=2)
+    lease = shards.claim(ledger, publish()[0], "worker", 60)
+    assert jobs.cancel(ledger, job.id).status == "cancelling"
+    assert shards.heartbeat(ledger, [lease], 60).cancelled == {lease.shard_id}
+    assert publish() == []
+    shards.release(ledger, lease)
+    assert jobs.find(ledger, job.id).status == "cancelled"
+    assert jobs.cancel(ledger, job.id).status == "cancelled"
+
+
+def test_a_job_that_nobody_began_is_cancelled_at_once(ledger, submit):
+    job = submit()
+    assert jobs.cancel(ledger, job.id).status == "cancelled"
+
+
+def test_retry_does_failed_and_cancelled_rows_again(ledger, submit, publish, finish, run_all):
+    job = submit(rows=6, shard_rows=2)
+    lease = shards.claim(ledger, publish()[0], "worker", 60)
+    with pytest.raises(JobActiveError, match="still running"):
+        jobs.retry_failed(ledger, job.id)
+    finish(lease, failing={1})
+    shards.complete(ledger, lease)
+    jobs.cancel(ledger, job.id)
+    assert jobs.retry_failed(ledger, job.id) == 5
+    run_all()
+    progress = jobs.progress(ledger, job.id)
+    assert (progress.job.status, progress.completed_rows, progress.failed_rows) == ("completed", 6, 0)
+    assert jobs.retry_failed(ledger, job.id) == 0
+    assert jobs.find(ledger, job.id).status == "completed"
+
+
+def test_a_job_that_cannot_run_fails_all_its_pending_rows(ledger, submit, publish, finish):
+    job = submit(rows=4, shard_rows=2)
+    first, second = (shards.claim(ledger, shard_id, "worker", 60) for shard_id in publish())
+    finish(first)
+    jobs.fail_job(ledger, job.id, "model_not_found", "no model 'b'")
+    assert shards.heartbeat(ledger, [second], 60).lost == {second.shard_id}
+    progress = jobs.progress(ledger, job.id)
+    assert (progress.job.status, progress.completed_rows, progress.failed_rows) == ("failed", 2, 2)
+    assert progress.job.error_code == "model_not_found"
+    errors = [row["error"] and row["error"]["code"] for row in results.export_rows(ledger, job.id)]
+    assert errors == [None, None, "model_not_found", "model_not_found"]
+
+
+def test_delete_removes_everything_of_an_ended_job(ledger, submit, run_all):
+    job, other = submit(samples=2), submit()
+    with pytest.raises(JobActiveError, match="cancel"):
+        jobs.delete(ledger, job.id)
+    run_all(samples=2)
+    jobs.delete(ledger, job.id)
+    with pytest.raises(JobNotFoundError):
+        jobs.find(ledger, job.id)
+    assert list(results.export_rows(ledger, job.id)) == []
+    assert len(list(results.export_rows(ledger, other.id))) == 12
+
+
+def test_rows_come_out_in_order_with_the_columns_of_the_input(ledger, submit, run_all):
+    job = submit(rows=3, samples=2, columns={"label": {"a": [1]}, "completion": "of the input", "naïve": "漢字"})
+    run_all(failing={1}, samples=2)
+    rows = list(results.export_rows(ledger, job.id))
+    assert [(row["id"], row["sample"]) for row in rows] == [("id0", 0), ("id0", 1), ("id1", 0), ("id2", 0), ("id2", 1)]
+    first, failed = rows[0], rows[2]
+    assert (first["completion"], first["input_completion"], first["label"]) == ("text 0", "of the input", {"a": [1]})
+    assert (first["rewards"], first["token_rewards"]) == ({"arm": -0.5}, {"arm": [-0.25, -0.25]})
+    assert (first["tokens"], first["prompt_tokens"], first["error"], first["naïve"]) == ([5, 6], 3, None, "漢字")
+    assert failed["error"] == {"code": "prompt_too_long", "message": "too long"}
+    assert "completion" not in failed
