@@ -1,7 +1,9 @@
 """Sequences over backbones that have a block pool and nothing else: all that the scheduler may know of them."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +96,13 @@ def simulate() -> Callable[..., Simulation]:
         return Simulation(scheduler, [PoolOnly(BlockPool(count, block_size)) for count in blocks])
 
     return make
+
+
+@pytest.fixture
+def edit() -> Callable[..., None]:
+    """Change fields of a JSON file."""
+
+    def change(path: Path, **fields: Any) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change

@@ -1,6 +1,5 @@
 """What `check_spec` refuses before a job is submitted, and what only loading can see."""
 
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -40,10 +39,6 @@ def load(tmp_path: Path) -> Callable[..., Any]:
         return zoo.load(GenerationSpec.parse({"base": str(base), "arms": arms}))
 
     return run
-
-
-def edit(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def test_what_fits_passes_and_reads_no_weights(tmp_path: Path, base: Path, check: Any) -> None:
@@ -89,7 +84,7 @@ def test_an_adapter_rides_on_a_base_of_its_backbones_name(tmp_path: Path, base: 
     assert guided.arms[0].backbone is guided.base.backbone
 
 
-def test_an_adapter_of_an_adapter(tmp_path: Path, base: Path, check: Any) -> None:
+def test_an_adapter_of_an_adapter(edit: Any, tmp_path: Path, base: Path, check: Any) -> None:
     first = make_adapter(tmp_path / "first", base)
     second = make_adapter(tmp_path / "second", base)
     edit(second / "adapter_config.json", base_model_name_or_path=str(first))
@@ -114,7 +109,7 @@ def test_an_adapter_of_an_adapter(tmp_path: Path, base: Path, check: Any) -> Non
     ],
     ids=["dynamic", "dynamic as of old", "longrope"],
 )
-def test_rope_that_depends_on_the_batch_is_refused(base: Path, check: Any, rope: dict[str, Any]) -> None:
+def test_rope_that_depends_on_the_batch_is_refused(edit: Any, base: Path, check: Any, rope: dict[str, Any]) -> None:
     edit(base / "config.json", **rope)
     with pytest.raises(UnsupportedModelError, match="rows would disturb each other"):
         check(base)
@@ -140,7 +135,7 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path, check: Any, base: Path) -
     ],
 )
 def test_unreadable_files_are_refused_in_one_line(
-    base: Path, check: Any, file: str, fields: dict[str, Any], named: str
+    edit: Any, base: Path, check: Any, file: str, fields: dict[str, Any], named: str
 ) -> None:
     edit(base / file, **fields)
     with pytest.raises(UnsupportedModelError, match=named) as refused:
@@ -186,7 +181,7 @@ def test_truncated_weights_are_refused(tmp_path: Path, base: Path, load: Any, wh
     ("fields", "named"),
     [({"num_hidden_layers": 5}, "weights are missing: model.layers.3"), ({"hidden_size": 64}, "another shape")],
 )
-def test_weights_are_never_made_up(base: Path, load: Any, fields: dict[str, Any], named: str) -> None:
+def test_weights_are_never_made_up(edit: Any, base: Path, load: Any, fields: dict[str, Any], named: str) -> None:
     edit(base / "config.json", **fields)
     with pytest.raises(UnsupportedModelError, match=named):
         load(base)
@@ -203,7 +198,9 @@ def test_weights_are_never_made_up(base: Path, load: Any, fields: dict[str, Any]
         ({"r": 5}, "does not fit its backbone"),
     ],
 )
-def test_adapters_that_cannot_ride(tmp_path: Path, base: Path, load: Any, fields: dict[str, Any], named: str) -> None:
+def test_adapters_that_cannot_ride(
+    edit: Any, tmp_path: Path, base: Path, load: Any, fields: dict[str, Any], named: str
+) -> None:
     adapter = make_adapter(tmp_path / "adapter", base)
     edit(adapter / "adapter_config.json", **fields)
     with pytest.raises(UnsupportedModelError, match=named):

@@ -1,6 +1,5 @@
 """What a reference may name, and what is refused before anything of it is run."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,6 @@ def copy(tmp_path: Path) -> Any:
         return Path(shutil.copytree(folder, tmp_path / "copies" / (name or folder.name)))
 
     return make
-
-
-def edit(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def test_a_model_folder(model: Path, tmp_path: Path) -> None:
@@ -103,7 +98,7 @@ def test_pickles_are_refused(
         resolve(str(folder), tmp_path)
 
 
-def test_a_model_that_brings_its_own_code_is_refused(copy: Any, model: Path, tmp_path: Path) -> None:
+def test_a_model_that_brings_its_own_code_is_refused(edit: Any, copy: Any, model: Path, tmp_path: Path) -> None:
     folder = copy(model)
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Evil"})
     with pytest.raises(UnsupportedModelError, match="its own code"):
@@ -119,7 +114,9 @@ def test_a_broken_configuration_is_named(copy: Any, model: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("declared", [None, "", 7])
-def test_an_adapter_that_does_not_name_its_backbone(copy: Any, adapter: Path, tmp_path: Path, declared: Any) -> None:
+def test_an_adapter_that_does_not_name_its_backbone(
+    edit: Any, copy: Any, adapter: Path, tmp_path: Path, declared: Any
+) -> None:
     folder = copy(adapter)
     edit(folder / "adapter_config.json", base_model_name_or_path=declared)
     with pytest.raises(UnsupportedModelError, match="base_model_name_or_path"):
@@ -137,7 +134,7 @@ def test_an_adapter_that_does_not_name_its_backbone(copy: Any, adapter: Path, tm
     ],
 )
 def test_a_local_model_is_an_adapters_backbone_by_name(
-    copy: Any, adapter: Path, model: Path, tmp_path: Path, declared: str, fits: bool
+    edit: Any, copy: Any, adapter: Path, model: Path, tmp_path: Path, declared: str, fits: bool
 ) -> None:
     folder = copy(adapter)
     edit(folder / "adapter_config.json", base_model_name_or_path=declared)

@@ -1,0 +1,62 @@
+"""One shard through the service with a fake engine, over a real ledger and a real Redis; no Celery worker around it."""
+
+import threading
+
+import db.jobs
+import db.shards
+from tests.service.fake_engine import BREAK, HOLD, MISSING_BASE, REFUSE, UNSTORABLE
+from worker.tasks import run_shard
+
+
+def due(ledger):
+    return [t.shard_id for t in db.shards.due(ledger, window=100, republish_after_seconds=0)]
+
+
+def test_each_row_gets_its_outcome_and_the_job_ends(ledger, submit, run_shards, results, job):
+    job_id = submit("one", REFUSE, "three", BREAK, UNSTORABLE, {"nothing": 1}, shard_rows=3)
+    run_shards(*due(ledger))
+    rows = results(job_id)
+    codes = [row["error"] and row["error"]["code"] for row in rows]
+    assert codes == [None, "prompt_too_long", None, "engine_error", "not_storable", "invalid_prompt"]
+    assert (rows[0]["completion"], rows[2]["completion"]) == ("eno", "eerht")
+    assert job(job_id).status == "completed"
+
+
+def test_a_message_for_a_shard_that_is_done_or_unknown_changes_nothing(ledger, submit, run_shards, results):
+    job_id = submit("one")
+    shard_ids = due(ledger)
+    run_shards(*shard_ids, *shard_ids, 999_999)
+    assert len(results(job_id)) == 1
+
+
+def test_a_job_whose_model_is_missing_fails(ledger, submit, run_shards, results, job):
+    job_id = submit("one", "two", base=MISSING_BASE)
+    run_shards(*due(ledger))
+    assert (job(job_id).status, job(job_id).error_code) == ("failed", "model_not_found")
+    assert [row["error"]["code"] for row in results(job_id)] == ["model_not_found"] * 2
+
+
+def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_until):
+    job_id = submit(HOLD, "two")
+    (shard_id,) = due(ledger)
+    thread = threading.Thread(target=run_shard, args=(service, shard_id))
+    thread.start()
+    service.engines.engine.wait_for_held(1)
+    db.jobs.cancel(ledger, job_id)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert job(job_id).status == "cancelled"
+
+
+def test_a_drained_service_hands_its_shard_back(service, ledger, submit, results):
+    job_id = submit(HOLD, "two")
+    (shard_id,) = due(ledger)
+    thread = threading.Thread(target=run_shard, args=(service, shard_id))
+    thread.start()
+    service.engines.engine.wait_for_held(1)
+    service.drain(0)
+    thread.join(10)
+    lease = db.shards.claim(ledger, shard_id, "another", 60)
+    assert (lease.attempt, lease.token) == (0, 2)
+    assert [row.index for row in db.shards.pending_rows(ledger, lease)] == [0]
+    assert [row["id"] for row in results(job_id)] == [1]

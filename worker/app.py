@@ -1,0 +1,128 @@
+"""The Celery app, and a worker that runs it."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery, signals
+from kombu import Queue
+
+from worker import tasks, transport
+from worker.embedded import redis_server
+from worker.engines import EngineFactory, make_engine
+from worker.ledger import open_ledger
+from worker.service import Service
+from worker.settings import Settings
+
+CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
+"""They log two lines a message; the task logs one line a shard."""
+
+
+def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) -> Celery:
+    """The Celery app: publishes, and in a worker runs shards. `app.service` holds the worker's parts."""
+    transport.install()
+    app = Celery("genarm", broker=settings.effective_broker_url, set_as_current=False)
+    app.conf.update(
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "priority_steps": list(range(10)),
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+        },
+        # One queue; only JSON; no results: the ledger has them.
+        task_default_queue=transport.QUEUE,
+        task_queues=[Queue(transport.QUEUE)],
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        # A message is acknowledged after its shard is in the ledger; the ledger drops duplicates.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_pool="worker.pool:EnginePool",
+        worker_concurrency=settings.worker_threads,
+        worker_prefetch_multiplier=1,
+        # Threads go on while Redis is away, and messages that come twice end quickly.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_prefetch_count_reduction=False,
+        # The pool itself waits for the grace period.
+        worker_soft_shutdown_timeout=0,
+        worker_redirect_stdouts=False,
+    )
+    app.service = Service(app, settings, engine_factory)
+    tasks.register(app, app.service)
+    return app
+
+
+def worker_argv(settings: Settings, options: Sequence[str] = ()) -> list[str]:
+    """Arguments for Celery's worker command; `options` are Celery's own and go last, so that they win."""
+    return [
+        "worker",
+        f"--loglevel={settings.log_level}",
+        f"--hostname=genarm-{os.getpid()}@%h",
+        "--without-gossip",
+        "--without-mingle",
+        *options,
+    ]
+
+
+def run_worker(
+    settings: Settings,
+    options: Sequence[str] = (),
+    engine_factory: EngineFactory = make_engine,
+    ready_fd: int | None = None,
+    lifeline_fd: int | None = None,
+) -> int:
+    """Run a Celery worker in this process until it is stopped, and return its exit status.
+
+    Args:
+        options: Celery's own worker options.
+        ready_fd: gets one byte when the worker consumes messages.
+        lifeline_fd: the worker stops when the other end of this pipe is closed.
+
+    Raises:
+        RedisStartError: the embedded redis-server does not start.
+        DbError: the database does not answer, or its schema is of another version.
+        click.UsageError: an option that Celery does not know.
+    """
+    with redis_server(settings):
+        open_ledger(settings).dispose()
+        app = make_app(settings, engine_factory)
+        workers: list[Any] = []
+        signals_seen: list[str] = []
+
+        def on_init(sender: Any, **_: Any) -> None:
+            workers.append(sender)
+            for name in CHATTY_LOGGERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
+
+        def on_ready(**_: Any) -> None:
+            if ready_fd is not None:
+                os.write(ready_fd, b"r")
+
+        def on_signal(sig: str, **_: Any) -> None:
+            signals_seen.append(sig)
+            if len(signals_seen) > 1:
+                app.service.hand_back_soon()
+
+        signals.worker_init.connect(on_init)
+        signals.worker_ready.connect(on_ready)
+        signals.worker_shutting_down.connect(on_signal)
+        if lifeline_fd is not None:
+            threading.Thread(target=_stop_at_end_of, args=(lifeline_fd,), name="lifeline", daemon=True).start()
+        app.worker_main(worker_argv(settings, options))
+    (worker,) = workers
+    status = int(worker.exitcode or 0)
+    if worker.pool is not None and worker.pool.has_stuck_threads():
+        logging.shutdown()
+        os._exit(status)
+    return status
+
+
+def _stop_at_end_of(descriptor: int) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,98 @@
+"""The one engine of this process, and the models that its jobs use."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from models.completion import Completion
+from models.spec import GenerationSpec, PromptRow
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from models.guided import GuidedModel
+
+JOBS_KEPT = 64
+
+
+class RowEngine(Protocol):
+    """What the service needs of `models.engine.Engine`."""
+
+    def start(self) -> None: ...  # noqa: D102
+    def stop(self) -> None: ...  # noqa: D102
+    def load(self, spec: GenerationSpec) -> "GuidedModel": ...  # noqa: D102
+    def submit(self, guided: "GuidedModel", row: PromptRow) -> Future[list[Completion]]: ...  # noqa: D102
+
+
+EngineFactory = Callable[[Settings], RowEngine]
+
+
+def make_engine(settings: Settings) -> RowEngine:
+    """The real engine; imports torch."""
+    from models.engine import Engine, EngineSettings
+
+    return Engine(
+        EngineSettings(
+            home=settings.home,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_running=settings.max_running,
+            kv_cache_bytes=settings.kv_cache_bytes,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job's spec with its models in memory."""
+
+    spec: GenerationSpec
+    guided: "GuidedModel"
+
+
+class Engines:
+    """Starts the engine, and remembers the models of the jobs last seen."""
+
+    def __init__(self, factory: EngineFactory, settings: Settings) -> None:
+        self._factory = factory
+        self._settings = settings
+        self._engine: RowEngine | None = None
+        self._jobs: OrderedDict[str, LoadedJob] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def engine(self) -> RowEngine:
+        """The running engine."""
+        if self._engine is None:
+            raise RuntimeError("the engine is not started")
+        return self._engine
+
+    def start(self) -> None:
+        """Make and start the engine."""
+        self._engine = self._factory(self._settings)
+        self._engine.start()
+
+    def stop(self) -> None:
+        """Stop the engine; rows in it are cancelled."""
+        if self._engine is not None:
+            self._engine.stop()
+
+    def job(self, job_id: str, read_spec: Callable[[], dict[str, Any]]) -> LoadedJob:
+        """A job's models, loaded where they are not yet; blocks while they load.
+
+        Raises:
+            ModelsError: the spec is wrong, or its models cannot be loaded.
+        """
+        with self._lock:
+            if job_id in self._jobs:
+                self._jobs.move_to_end(job_id)
+                return self._jobs[job_id]
+        spec = GenerationSpec.parse(read_spec())
+        loaded = LoadedJob(spec, self.engine.load(spec))
+        with self._lock:
+            self._jobs[job_id] = loaded
+            while len(self._jobs) > JOBS_KEPT:
+                self._jobs.popitem(last=False)
+        return loaded

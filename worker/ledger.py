@@ -1,0 +1,22 @@
+"""Opening the ledger as the settings say."""
+
+import db.session
+from db.migrations import runner
+from db.session import Ledger
+from worker.settings import Settings
+
+
+def open_ledger(settings: Settings) -> Ledger:
+    """Connect to the database; the embedded one is created and migrated on the way.
+
+    Raises:
+        DatabaseUnreachableError: it does not answer.
+        SchemaOutdatedError: its schema is not the one of this version, and it is not embedded.
+    """
+    if settings.database_is_embedded:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    ledger = db.session.connect(settings.effective_database_url)
+    if settings.database_is_embedded:
+        runner.upgrade(ledger)
+    db.session.check_schema(ledger)
+    return ledger

@@ -1,0 +1,98 @@
+"""The parts of a worker process, started and stopped together."""
+
+import os
+import secrets
+import socket
+import threading
+
+from celery import Celery
+from celery.utils.log import get_logger
+
+import db.shards
+from db.errors import DatabaseUnreachableError
+from db.session import Ledger
+from worker.dispatch import dispatch
+from worker.engines import EngineFactory, Engines
+from worker.errors import BrokerUnreachableError
+from worker.heartbeats import Ending, Heartbeats
+from worker.ledger import open_ledger
+from worker.patience import Patience
+from worker.rescuer import Rescuer
+from worker.settings import Settings
+from worker.writer import Writer
+
+log = get_logger(__name__)
+
+HAND_BACK_SECONDS = 2.0
+"""Time for the threads to let go of their shards once told to."""
+
+
+class Service:
+    """Ledger, engine, writer, heartbeats and rescuer of one worker process.
+
+    The pool starts and stops it; the task runs shards with it. In a process that only publishes it stays unstarted.
+    """
+
+    ledger: Ledger
+    writer: Writer
+    heartbeats: Heartbeats
+
+    def __init__(self, app: Celery, settings: Settings, engine_factory: EngineFactory) -> None:
+        self.app = app
+        self.settings = settings
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self.engines = Engines(engine_factory, settings)
+        self.is_draining = False
+        self._stopping = threading.Event()
+        self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
+        self.broker = Patience("Redis", BrokerUnreachableError, self._stopping)
+
+    def start(self) -> None:
+        """Open the ledger and start all threads.
+
+        Raises:
+            DbError: the database does not answer or has another schema.
+        """
+        settings = self.settings
+        self.ledger = open_ledger(settings)
+        self.writer = Writer(self.ledger, self.database)
+        self.heartbeats = Heartbeats(
+            self.ledger, self.database, settings.lease_seconds, settings.heartbeat_seconds, self._stopping
+        )
+        rescuer = Rescuer(self.app, self.ledger, settings, self.database, self.broker, self._stopping)
+        self.engines.start()
+        self.writer.start()
+        self.heartbeats.start()
+        rescuer.start()
+
+    def ring(self) -> None:
+        """Publish what is due now; where a backend is away, a rescuer does it later."""
+        self.database.attempt(lambda: self.broker.attempt(lambda: dispatch(self.app, self.ledger, self.settings)))
+
+    def drain(self, grace_seconds: float) -> None:
+        """Claim nothing more, give the shards in work time to finish, then hand the rest back."""
+        self.is_draining = True
+        if not self.heartbeats.wait_for_none(grace_seconds):
+            self.hand_back()
+            self.heartbeats.wait_for_none(HAND_BACK_SECONDS)
+        for run in self.heartbeats.running():
+            log.warning("shard %d does not let go; its lease is released without it", run.lease.shard_id)
+            self.database.attempt(lambda lease=run.lease: db.shards.release(self.ledger, lease))  # type: ignore[misc]
+
+    def hand_back(self) -> None:
+        """Make all shards in work drop their unfinished rows and release their leases."""
+        for run in self.heartbeats.running():
+            run.end(Ending.HANDED_BACK)
+
+    def hand_back_soon(self) -> None:
+        """The same from a signal handler, where no lock may be taken."""
+        threading.Thread(target=self.hand_back, name="hand-back", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop all threads; what is finished is written first, unless the database is away."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self.writer.stop()
+        self.engines.stop()
+        self.ledger.dispose()

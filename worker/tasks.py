@@ -1,0 +1,207 @@
+"""The one task: a shard through the engine."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+
+import db.jobs
+import db.shards
+from db.errors import DatabaseUnreachableError, JobNotFoundError
+from db.shards import Lease, NewCompletion, RequestRow, RowOutcome
+from models.completion import Completion
+from models.errors import (
+    IncompatibleArmError,
+    ModelNotFoundError,
+    ModelsError,
+    RowError,
+    SpecError,
+    UnsupportedModelError,
+)
+from models.spec import PromptRow
+from worker.engines import LoadedJob
+from worker.heartbeats import Ending
+from worker.service import Service
+from worker.transport import TASK
+
+log = get_logger(__name__)
+
+JOB_ERROR_CODES = {
+    SpecError: "invalid_spec",
+    ModelNotFoundError: "model_not_found",
+    UnsupportedModelError: "unsupported_model",
+    IncompatibleArmError: "incompatible_arm",
+}
+LARGEST_ID = 2**63 - 1
+
+Answer = tuple[RequestRow, "Future[list[Completion]]"]
+
+
+def register(app: Celery, service: Service) -> None:
+    """Make the task known to the app."""
+
+    def task(*arguments: Any, **unknown: Any) -> None:
+        if len(arguments) != 1 or unknown or not _is_id(arguments[0]):
+            log.warning("dropped a message that names no shard")
+            return
+        run_shard(service, arguments[0])
+
+    app.task(task, name=TASK)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_ID
+
+
+def run_shard(service: Service, shard_id: int) -> None:
+    """Claim a shard and run it; return quietly when somebody else has it, or when it is done.
+
+    Raises:
+        Reject: this worker is stopping; the message goes back to the queue.
+    """
+    if service.is_draining:
+        raise Reject(requeue=True)
+    lease = service.database.attempt(
+        lambda: db.shards.claim(service.ledger, shard_id, service.owner, service.settings.lease_seconds)
+    )
+    if lease is None:
+        return
+    run = ShardRun(service, lease)
+    service.heartbeats.add(run)
+    try:
+        run.run()
+    except DatabaseUnreachableError:
+        log.warning("shard %d: the database is away at the end; others take it when its lease runs out", shard_id)
+    except Exception:
+        # Not released: the lease runs out and counts as an attempt, so that a shard that always fails ends.
+        log.exception("shard %d of %s failed; it is tried again when its lease runs out", shard_id, lease.job_id)
+    finally:
+        service.heartbeats.remove(run)
+    service.ring()
+
+
+class ShardRun:
+    """A leased shard on its way through the engine."""
+
+    def __init__(self, service: Service, lease: Lease) -> None:
+        self.lease = lease
+        self._service = service
+        self._ledger = service.ledger
+        self._ended: Ending | None = None
+        self._futures: list[Future[list[Completion]]] = []
+        self._lock = threading.Lock()
+        self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._kept: list[Future[bool]] = []
+        self._tokens = 0
+
+    def end(self, why: Ending) -> None:
+        """Stop early: rows that are not finished leave the engine. Called from any thread."""
+        with self._lock:
+            self._ended = self._ended or why
+            futures = list(self._futures)
+        for future in futures:
+            future.cancel()
+
+    def run(self) -> None:
+        """Generate the rows that have no outcome yet, write them, and close the shard."""
+        started = time.monotonic()
+        job = self._load_job()
+        if job is None:
+            return
+        if self._service.is_draining:
+            self.end(Ending.HANDED_BACK)
+        rows = self._service.database.insist(lambda: db.shards.pending_rows(self._ledger, self.lease))
+        self._submit(job, rows)
+        self._collect()
+        self._close(time.monotonic() - started)
+
+    def _load_job(self) -> LoadedJob | None:
+        """The job's models; None when the job is gone, or fails because its models cannot be loaded."""
+        job_id, insist = self.lease.job_id, self._service.database.insist
+        try:
+            return self._service.engines.job(job_id, lambda: insist(lambda: db.jobs.find(self._ledger, job_id)).spec)
+        except JobNotFoundError:
+            log.info("%s was deleted", job_id)
+        except ModelsError as error:
+            code = JOB_ERROR_CODES.get(type(error), "model_error")
+            message = str(error)
+            log.error("%s fails: %s", job_id, message)
+            insist(lambda: db.jobs.fail_job(self._ledger, job_id, code, message))
+        return None
+
+    def _submit(self, job: LoadedJob, rows: Sequence[RequestRow]) -> None:
+        for row in rows:
+            with self._lock:
+                if self._ended is not None:
+                    return
+                future = self._start(job, row)
+                self._futures.append(future)
+            future.add_done_callback(lambda done, row=row: self._answers.put((row, done)))  # type: ignore[misc]
+
+    def _start(self, job: LoadedJob, row: RequestRow) -> Future[list[Completion]]:
+        try:
+            prompt = PromptRow.parse(row.row, row.index, job.spec)
+            return self._service.engines.engine.submit(job.guided, prompt)
+        except Exception as error:
+            refused: Future[list[Completion]] = Future()
+            refused.set_exception(error)
+            return refused
+
+    def _collect(self) -> None:
+        """Hand each row to the writer as the engine finishes it, then wait until all are in the ledger."""
+        for _ in self._futures:
+            row, future = self._answers.get()
+            outcome = self._outcome(row, future)
+            if outcome is not None:
+                self._tokens += sum(len(completion.tokens) for completion in outcome.completions)
+                self._kept.append(self._service.writer.put(outcome))
+        kept = [promise.result() for promise in self._kept]  # all of them: each row must be in the ledger first
+        if not all(kept):
+            self._ended = Ending.LOST
+
+    def _outcome(self, row: RequestRow, future: Future[list[Completion]]) -> RowOutcome | None:
+        try:
+            completions = [_new_completion(completion) for completion in future.result()]
+        except CancelledError:
+            # Without a reason of ours, the engine was stopped under us.
+            self._ended = self._ended or Ending.HANDED_BACK
+            return None
+        except RowError as error:
+            return RowOutcome(self.lease, row.request_id, [], (error.code, str(error)))
+        except Exception as error:
+            log.error("row %d of %s: %s", row.index, self.lease.job_id, error, exc_info=error)
+            return RowOutcome(self.lease, row.request_id, [], ("engine_error", f"{type(error).__name__}: {error}"))
+        return RowOutcome(self.lease, row.request_id, completions, None)
+
+    def _close(self, seconds: float) -> None:
+        insist, shard_id, job_id = self._service.database.insist, self.lease.shard_id, self.lease.job_id
+        if self._ended is None and insist(lambda: db.shards.complete(self._ledger, self.lease)):
+            speed = self._tokens / max(seconds, 1e-6)
+            log.info(
+                "shard %d of %s: %d rows, %d tokens in %.1f s (%.0f tokens/s)",
+                shard_id, job_id, len(self._kept), self._tokens, seconds, speed,
+            )  # fmt: skip
+            return
+        why = self._ended or Ending.LOST
+        log.info("shard %d of %s: %s after %d rows", shard_id, job_id, why.value, len(self._kept))
+        if why is not Ending.LOST:
+            insist(lambda: db.shards.release(self._ledger, self.lease))
+
+
+def _new_completion(completion: Completion) -> NewCompletion:
+    return NewCompletion(
+        sample=completion.sample,
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        tokens=completion.tokens,
+        logprobs=completion.logprobs,
+        base_logprobs=completion.base_logprobs,
+        token_rewards=completion.token_rewards,
+        prompt_tokens=completion.prompt_tokens,
+    )

@@ -1,0 +1,106 @@
+"""Group commit: one thread writes the finished rows of all shards, a transaction for many rows."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from celery.utils.log import get_logger
+
+import db.shards
+from db.errors import DatabaseUnreachableError
+from db.session import Ledger
+from db.shards import RowOutcome
+from worker.patience import Patience
+
+log = get_logger(__name__)
+
+LINGER_SECONDS = 0.05
+"""A row waits so long for others to share its transaction."""
+MOST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An outcome that is not written yet, and the promise made to its shard."""
+
+    outcome: RowOutcome
+    kept: Future[bool] = field(default_factory=Future)
+
+
+class Writer:
+    """Writes outcomes to the ledger, and keeps them while the database is away."""
+
+    def __init__(self, ledger: Ledger, patience: Patience) -> None:
+        self._ledger = ledger
+        self._patience = patience
+        self._waiting: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is waiting, and end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def put(self, outcome: RowOutcome) -> Future[bool]:
+        """Queue an outcome; the future gives True when it is in the ledger, False when its lease was lost."""
+        pending = Pending(outcome)
+        self._waiting.put(pending)
+        return pending.kept
+
+    def _loop(self) -> None:
+        while True:
+            batch, ended = self._next_batch()
+            if batch:
+                self._commit(batch)
+            if ended:
+                return
+
+    def _next_batch(self) -> tuple[list[Pending], bool]:
+        """The next rows to write together, and whether they are the last."""
+        batch: list[Pending] = []
+        deadline: float | None = None
+        while len(batch) < MOST_ROWS:
+            try:
+                item = self._waiting.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if item is None:
+                return batch, True
+            batch.append(item)
+            deadline = deadline or time.monotonic() + LINGER_SECONDS
+        return batch, False
+
+    def _commit(self, batch: Sequence[Pending]) -> None:
+        outcomes = [pending.outcome for pending in batch]
+        try:
+            written = self._patience.insist(lambda: db.shards.write(self._ledger, outcomes))
+        except DatabaseUnreachableError as error:
+            for pending in batch:
+                pending.kept.set_exception(error)
+        except Exception as error:
+            self._isolate(batch, error)
+        else:
+            for pending in batch:
+                pending.kept.set_result(pending.outcome.lease.shard_id not in written.lost)
+
+    def _isolate(self, batch: Sequence[Pending], error: Exception) -> None:
+        """The database refuses something in the batch: write the rest, and store the culprit as a failed row."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            self._commit(batch[:middle])
+            self._commit(batch[middle:])
+            return
+        (pending,) = batch
+        if pending.outcome.error is not None:
+            pending.kept.set_exception(error)
+            return
+        log.error("request %s: the database refused the completion: %s", pending.outcome.request_id, error)
+        refusal = ("not_storable", f"the database refused the completion ({type(error).__name__})")
+        self._commit([replace(pending, outcome=replace(pending.outcome, completions=[], error=refusal))])
