@@ -1,1 +1,7 @@
-"""Readers and writers of datasets, one file per format."""
+"""Datasets: rows in from JSONL, CSV and Parquet, rows out to the same."""
+
+from db.datasets.columns import Columns
+from db.datasets.reading import open_dataset
+from db.datasets.writing import write_rows
+
+__all__ = ["Columns", "open_dataset", "write_rows"]

@@ -2,19 +2,23 @@
 
 import threading
 
+import sqlalchemy as sa
+
 import db.jobs
 import db.shards
+from db.tables import shards
 from tests.service.fake_engine import BREAK, HOLD, MISSING_BASE, REFUSE, UNSTORABLE
 from worker.tasks import run_shard
 
 
-def due(ledger):
-    return [t.shard_id for t in db.shards.due(ledger, window=100, republish_after_seconds=0)]
+def shard_ids_of(ledger):
+    with ledger.connect() as connection:
+        return list(connection.execute(sa.select(shards.c.id).order_by(shards.c.id)).scalars())
 
 
 def test_each_row_gets_its_outcome_and_the_job_ends(ledger, submit, run_shards, results, job):
     job_id = submit("one", REFUSE, "three", BREAK, UNSTORABLE, {"nothing": 1}, shard_rows=3)
-    run_shards(*due(ledger))
+    run_shards(*shard_ids_of(ledger))
     rows = results(job_id)
     codes = [row["error"] and row["error"]["code"] for row in rows]
     assert codes == [None, "prompt_too_long", None, "engine_error", "not_storable", "invalid_prompt"]
@@ -24,21 +28,21 @@ def test_each_row_gets_its_outcome_and_the_job_ends(ledger, submit, run_shards, 
 
 def test_a_message_for_a_shard_that_is_done_or_unknown_changes_nothing(ledger, submit, run_shards, results):
     job_id = submit("one")
-    shard_ids = due(ledger)
+    shard_ids = shard_ids_of(ledger)
     run_shards(*shard_ids, *shard_ids, 999_999)
     assert len(results(job_id)) == 1
 
 
 def test_a_job_whose_model_is_missing_fails(ledger, submit, run_shards, results, job):
     job_id = submit("one", "two", base=MISSING_BASE)
-    run_shards(*due(ledger))
+    run_shards(*shard_ids_of(ledger))
     assert (job(job_id).status, job(job_id).error_code) == ("failed", "model_not_found")
     assert [row["error"]["code"] for row in results(job_id)] == ["model_not_found"] * 2
 
 
 def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_until):
     job_id = submit(HOLD, "two")
-    (shard_id,) = due(ledger)
+    (shard_id,) = shard_ids_of(ledger)
     thread = threading.Thread(target=run_shard, args=(service, shard_id))
     thread.start()
     service.engines.engine.wait_for_held(1)
@@ -50,7 +54,7 @@ def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_
 
 def test_a_drained_service_hands_its_shard_back(service, ledger, submit, results):
     job_id = submit(HOLD, "two")
-    (shard_id,) = due(ledger)
+    (shard_id,) = shard_ids_of(ledger)
     thread = threading.Thread(target=run_shard, args=(service, shard_id))
     thread.start()
     service.engines.engine.wait_for_held(1)

@@ -1,0 +1,82 @@
+"""Files in and out."""
+
+import json
+
+import pytest
+
+from db.datasets import Columns, open_dataset, write_rows
+from db.errors import DatasetError
+
+
+def read(path, columns=None):
+    return [row.row for row in open_dataset(str(path), columns or Columns())]
+
+
+def test_jsonl_with_bom_crlf_and_blank_lines(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('\ufeff{"prompt": "naïve"}\r\n\r\n{"id": 7, "prompt": "b"}'.encode())
+    assert read(path) == [{"prompt": "naïve"}, {"id": 7, "prompt": "b"}]
+    assert [row.custom_id for row in open_dataset(str(path), Columns())] == [None, "7"]
+
+
+def test_csv_with_quotes_and_newlines(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('question,label\n"two\nlines, ""quoted""",x\n')
+    assert read(path, Columns(prompt="question")) == [{"prompt": 'two\nlines, "quoted"', "label": "x"}]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_what_is_written_can_be_read(tmp_path, name):
+    rows = [{"id": i, "sample": 0, "prompt": f"p{i}", "tokens": [1, 2], "completion": "ü\n,"} for i in range(2500)]
+    counts = []
+    assert write_rows(rows, str(tmp_path / name), on_rows=counts.append) == 2500
+    assert counts[-1] == 2500
+    found = read(tmp_path / name)
+    assert len(found) == 2500
+    assert (found[7]["prompt"], found[7]["completion"]) == ("p7", "ü\n,")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_error_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+
+    def rows():
+        yield {"a": 1}
+        raise DatasetError("broken")
+
+    with pytest.raises(DatasetError):
+        write_rows(rows(), str(path))
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "has no rows"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt": "tru', "line 2: is not JSON"),
+        ("a.jsonl", '{"prompt": NaN}', "line 1: is not JSON"),
+        ("a.jsonl", "[1]", "line 1: is not a JSON object"),
+        ("a.jsonl", '{"text": "x", "label": 1}', "its columns: text, label"),
+        ("a.csv", "prompt\na,b\n", "line 2: has more fields"),
+        ("a.csv", "prompt\n", "has no rows"),
+        ("a.parquet", "no parquet", "is not Parquet"),
+        ("a.txt", "x", "say --format"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="no such file"):
+        read(tmp_path / "none.jsonl")
+
+
+def test_a_row_without_a_prompt_passes_beside_others(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [{"x": 1}, {"prompt": 3}, {"prompt": "a"}]))
+    assert len(read(path)) == 3
