@@ -1,1 +1,5 @@
-"""The command line, `genarm`: one file per command group."""
+"""The command line `genarm`: one file per command group, and `console.py`, which alone prints."""
+
+from worker.cli.main import main
+
+__all__ = ["main"]

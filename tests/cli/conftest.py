@@ -1,0 +1,45 @@
+"""The command line as people type it, with tiny models and everything embedded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import make_model
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folders of a tiny base, an ARM that fits it, and one that does not."""
+    folder = tmp_path_factory.mktemp("models")
+    make_model(folder / "base", seed=1)
+    make_model(folder / "arm", seed=2)
+    make_model(folder / "stranger", seed=3, words=["one", "two", "three"])
+    return folder
+
+
+@pytest.fixture
+def genarm(tmp_path):
+    """Run genarm in an empty folder; returns the finished process."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GENARM_")}
+    environment |= {"PYTHONPATH": str(Path.cwd()), "GENARM_DTYPE": "float32"}
+
+    def run(*arguments, stdin=None):
+        return subprocess.run(
+            [sys.executable, "-c", "from worker.cli import main; main()", *map(str, arguments)],
+            cwd=tmp_path, env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """A file of good and bad rows."""
+    rows = [{"id": "a", "prompt": "Hi"}, {"prompt": 3}, {"prompt": "long " * 400}, {"prompt": "Hey", "label": "x"}]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

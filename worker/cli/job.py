@@ -1,0 +1,182 @@
+"""`genarm job …`: submit, look, follow, cancel, repeat, export and delete jobs."""
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+import db.jobs
+from db.datasets import write_rows
+from db.jobs import JobProgress
+from db.results import export_rows
+from worker.cli import console
+from worker.cli.following import exit_code, follow, summary
+from worker.cli.options import job_options, json_option, submission_of
+from worker.errors import BrokerUnreachableError
+from worker.ledger import open_ledger
+from worker.settings import Settings
+from worker.submission import announce, submit
+
+
+@click.group()
+def job() -> None:
+    """Submit, follow and export jobs.
+
+    \b
+    Example:
+        genarm job list
+    """
+
+
+@job.command("submit")
+@click.argument("source", metavar="INPUT")
+@job_options
+@json_option
+def submit_job(source: str, as_json: bool, **options: Any) -> None:
+    """Store INPUT as a job and print its id; workers do the rest.
+
+    \b
+    Example:
+        genarm job submit prompts.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct --arm examples/arms/positive 1
+    """
+    settings = Settings()
+    ledger = open_ledger(settings)
+    submitted = submit(ledger, settings, submission_of(source, options))
+    if as_json:
+        console.out_json({"id": submitted.id, "rows": submitted.total_rows})
+    else:
+        console.out(submitted.id)
+    try:
+        announce(ledger, settings)
+    except BrokerUnreachableError as error:
+        console.note(f"{error} The job is stored; a worker takes it up as soon as one runs: genarm up")
+
+
+@job.command("list")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="So many, newest first.")
+@json_option
+def list_jobs(limit: int, as_json: bool) -> None:
+    """List jobs, newest first.
+
+    \b
+    Example:
+        genarm job list --limit 10
+    """
+    jobs = db.jobs.list_jobs(open_ledger(Settings()), limit)
+    if as_json:
+        for one in jobs:
+            console.out_json(facts(one))
+        return
+    rows = [
+        (one.job.id, one.job.status.value, f"{one.completed_rows}/{one.job.total_rows}", one.failed_rows,
+         one.job.name, one.job.created_at.strftime("%Y-%m-%d %H:%M"))
+        for one in jobs
+    ]  # fmt: skip
+    console.table(("id", "status", "rows", "failed", "name", "created (UTC)"), rows)
+
+
+def facts(progress: JobProgress) -> dict[str, Any]:
+    """All that is known of a job, flat."""
+    fields = asdict(progress)
+    return {**fields.pop("job"), **fields}
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@json_option
+def show(job_id: str, as_json: bool) -> None:
+    """Show a job; the ID may be shortened while it is unique.
+
+    \b
+    Example:
+        genarm job show job-1m86dg0
+    """
+    ledger = open_ledger(Settings())
+    progress = db.jobs.progress(ledger, db.jobs.find(ledger, job_id).id)
+    if as_json:
+        console.out_json(facts(progress))
+        return
+    console.table(("", ""), [(name, value) for name, value in facts(progress).items() if value is not None])
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@json_option
+@click.pass_context
+def watch(context: click.Context, job_id: str, as_json: bool) -> None:
+    """Follow a job until it has ended. Ctrl-C stops watching, not the job.
+
+    \b
+    Example:
+        genarm job watch job-1m86dg0
+    """
+    ledger = open_ledger(Settings())
+    progress = follow(ledger, db.jobs.find(ledger, job_id).id)
+    if as_json:
+        console.out_json(facts(progress))
+    else:
+        console.note(summary(progress))
+    context.exit(exit_code(progress))
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+def cancel(job_id: str) -> None:
+    """Cancel a job; what is finished stays.
+
+    \b
+    Example:
+        genarm job cancel job-1m86dg0
+    """
+    cancelled = db.jobs.cancel(open_ledger(Settings()), job_id)
+    console.note(f"{cancelled.id} {cancelled.status.value}")
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+def retry(job_id: str) -> None:
+    """Do the failed and cancelled rows of a job again.
+
+    \b
+    Example:
+        genarm job retry job-1m86dg0
+    """
+    settings = Settings()
+    ledger = open_ledger(settings)
+    found = db.jobs.find(ledger, job_id)
+    console.note(f"{found.id}: {db.jobs.retry_failed(ledger, found.id)} rows to do again")
+    announce(ledger, settings)
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@click.option("-o", "--output", required=True, help="Results: .jsonl, .csv, .parquet, or - for JSONL on stdout.")
+@click.option("--format", "file_format", type=click.Choice(["jsonl", "csv", "parquet"]), help="Of the output.")
+def export(job_id: str, output: str, file_format: str | None) -> None:
+    """Write the results of a job to a file, in the order of its input.
+
+    \b
+    Example:
+        genarm job export job-1m86dg0 -o out.parquet
+    """
+    ledger = open_ledger(Settings())
+    count = write_rows(export_rows(ledger, db.jobs.find(ledger, job_id).id), output, file_format)
+    console.note(f"{count} rows")
+
+
+@job.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(job_id: str, yes: bool) -> None:
+    """Delete a job with all its rows and results.
+
+    \b
+    Example:
+        genarm job delete job-1m86dg0 --yes
+    """
+    ledger = open_ledger(Settings())
+    found = db.jobs.find(ledger, job_id)
+    if not yes:
+        click.confirm(f"Delete {found.id} with its {found.total_rows} rows?", abort=True, err=True)
+    db.jobs.delete(ledger, found.id)
+    console.note(f"deleted {found.id}")

@@ -1,0 +1,112 @@
+"""Options that describe a job, shared by the commands that submit one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from db.datasets import Columns
+from models.errors import SpecError
+from worker.submission import Submission
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+
+JOB_OPTIONS = (
+    click.option("--base", required=True, metavar="REF", help="Base model: hub id, folder or .gguf file."),
+    click.option(
+        "--arm", "arms", multiple=True, nargs=2, metavar="[NAME=]REF WEIGHT",
+        help="An ARM (hub id, folder or LoRA adapter) and its weight w = α/β. Repeatable.",
+    ),
+    click.option(
+        "--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE",
+        help="A Jinja chat template for an ARM, instead of its own.",
+    ),
+    click.option("-n", "--samples", type=int, default=1, show_default=True, help="Completions per row."),
+    click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Longest completion."),
+    click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."),
+    click.option("--top-p", type=float, default=1.0, show_default=True, help="Nucleus; 1 is off."),
+    click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
+    click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End a completion before this text. Repeatable."),
+    click.option("--ignore-eos", is_flag=True, help="Generate on after the end-of-sequence token."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same completions."),
+    click.option("--system", metavar="TEXT", help="System message before each prompt."),
+    click.option("--raw", is_flag=True, help="Use prompts as they stand, without chat templates."),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+                 show_default=True, help="Precision."),
+    click.option("--format", "file_format", type=click.Choice(["jsonl", "csv", "parquet"]),
+                 help="Of INPUT, where its name does not tell."),
+    click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Column of prompts."),
+    click.option("--messages-column", default="messages", show_default=True, metavar="NAME",
+                 help="Column of chat messages."),
+    click.option("--id-column", default="id", show_default=True, metavar="NAME", help="Column of ids."),
+    click.option("--response-column", default="response", show_default=True, metavar="NAME",
+                 help="Column of responses."),
+    click.option("--name", help="A name for the job."),
+    click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 runs first."),
+    click.option("--shard-rows", type=click.IntRange(1, 4096), help="Rows that a worker claims at once."),
+)  # fmt: skip
+
+SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos", "seed")
+
+
+def job_options(command: F) -> F:
+    """Add the options of a job to a command."""
+    for option in reversed(JOB_OPTIONS):
+        command = option(command)
+    return command
+
+
+def submission_of(source: str, options: dict[str, Any]) -> Submission:
+    """What the options ask for.
+
+    Raises:
+        SpecError: a weight is no number, or a template cannot be read.
+    """
+    templates = dict(_template(pair) for pair in options["arm_templates"])
+    arms = [_arm(ref, weight, templates) for ref, weight in options["arms"]]
+    if templates:
+        raise SpecError(f"--arm-template {next(iter(templates))}=…: no ARM has this name")
+    spec = {
+        "base": _absolute(options["base"]),
+        "arms": arms,
+        "samples": options["samples"],
+        "sampling": {name: options[name] for name in SAMPLING},
+        "system": options["system"],
+        "raw": options["raw"],
+        "dtype": options["dtype"],
+    }
+    columns = Columns(
+        options["prompt_column"], options["messages_column"], options["id_column"], options["response_column"]
+    )
+    return Submission(
+        source, columns, options["file_format"], spec, options["name"], options["priority"], options["shard_rows"]
+    )
+
+
+def _arm(named_ref: str, weight: str, templates: dict[str, str]) -> dict[str, Any]:
+    name, separator, ref = named_ref.partition("=")
+    if not separator:
+        name, ref = Path(named_ref).name, named_ref
+    try:
+        number = float(weight)
+    except ValueError:
+        raise SpecError(f"--arm {named_ref} {weight}: the weight must be a number") from None
+    return {"name": name, "ref": _absolute(ref), "weight": number, "template": templates.pop(name, None)}
+
+
+def _template(pair: str) -> tuple[str, str]:
+    name, _, path = pair.partition("=")
+    try:
+        return name, Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--arm-template {pair}: cannot be read ({error})") from None
+
+
+def _absolute(ref: str) -> str:
+    """A path that exists here, made whole, since the worker runs elsewhere; another reference as it is."""
+    path = Path(ref).expanduser()
+    return str(path.resolve()) if path.exists() else ref

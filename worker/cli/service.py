@@ -1,0 +1,49 @@
+"""`genarm worker` and `genarm up`: what runs on and on."""
+
+import time
+from contextlib import ExitStack
+
+import click
+
+from worker.cli import console
+from worker.embedded import redis_server, worker_process
+from worker.ledger import open_ledger
+from worker.settings import Settings
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def worker(context: click.Context, /, celery_options: tuple[str, ...]) -> None:
+    """Run a worker until it is stopped; all options are those of Celery's own worker command.
+
+    \b
+    Example:
+        genarm worker --concurrency 4
+    """
+    from worker.app import run_worker
+
+    context.exit(run_worker(Settings(), celery_options))
+
+
+@click.command()
+def up() -> None:
+    """Run everything that this machine needs, in the foreground, until Ctrl-C: database, Redis, one worker.
+
+    \b
+    Example:
+        genarm up
+    """
+    settings = Settings()
+    open_ledger(settings).dispose()
+    with ExitStack() as stack:
+        with console.status("starting Redis and a worker"):
+            stack.enter_context(redis_server(settings))
+            process = stack.enter_context(worker_process(settings))
+        console.note(f"Ready: `genarm job submit …` in {settings.home.parent}; the log is {process.log}; Ctrl-C stops.")
+        try:
+            while True:
+                time.sleep(1.0)
+                process.check()
+        except KeyboardInterrupt:
+            console.note("Stopping; rows in work are finished or handed back.")
