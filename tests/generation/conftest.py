@@ -61,10 +61,14 @@ def plain() -> Callable[..., PlainOutput]:
     def model_of(ref: str, backbone: str | None = None) -> Any:
         if ref not in loaded:
             if (Path(ref) / "adapter_config.json").exists():
-                backbone_model = AutoModelForCausalLM.from_pretrained(backbone, attn_implementation="eager")
+                backbone_model = AutoModelForCausalLM.from_pretrained(
+                    backbone, attn_implementation="eager", dtype="float32"
+                )
                 loaded[ref] = PeftModel.from_pretrained(backbone_model, ref).eval()
             else:
-                loaded[ref] = AutoModelForCausalLM.from_pretrained(ref, attn_implementation="eager").eval()
+                loaded[ref] = AutoModelForCausalLM.from_pretrained(
+                    ref, attn_implementation="eager", dtype="float32"
+                ).eval()
         return loaded[ref]
 
     def run(guided: GuidedModel, row: PromptRow, sample: int = 0) -> PlainOutput:
