@@ -1,5 +1,7 @@
-"""Tiny random models of real families, with tokenizers and chat templates, made in a folder in milliseconds."""
+"""Tiny models of real families, random or made to say something, with tokenizers and templates, in milliseconds."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()
 
 SPECIAL = ["<pad>", "<s>", "</s>"]
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
@@ -100,3 +105,50 @@ def make_adapter(folder: Path, backbone: Path, *, seed: int = 0, targets: list[s
                 torch.nn.init.normal_(parameter, std=0.4)
     adapted.save_pretrained(folder)
     return folder
+
+
+def pad_head(folder: Path, model: Path, rows: int) -> Path:
+    """Save a model again with more rows of the LM head, which win every argmax unless they are cut off."""
+    padded = AutoModelForCausalLM.from_pretrained(model)
+    size = padded.get_output_embeddings().weight.shape[0]
+    padded.resize_token_embeddings(size + rows, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_output_embeddings().weight[size:] = padded.get_output_embeddings().weight[:rows] * 4
+    padded.save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def make_reciter(folder: Path, pieces: Sequence[bytes], *, eos: bool = True) -> Path:
+    """Save a model that answers every prompt with tokens of these bytes, one after the other, and then EOS.
+
+    Its layers do nothing and its LM head names each token's successor; so no piece may come twice.
+    """
+    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    spelt = "".join(part for part, _ in spelling.pre_tokenize_str(b"".join(pieces).decode()))  # a character per byte
+    ends = [sum(len(piece) for piece in pieces[: count + 1]) for count in range(len(pieces))]
+    tokens = [spelt[end - len(piece) : end] for piece, end in zip(pieces, ends, strict=True)]
+    make_model(folder, extra=[token for token in tokens if len(token) > 1])
+    vocabulary = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    chain = [vocabulary[TEMPLATE[-1]], *(vocabulary[token] for token in tokens), *([2] if eos else [])]
+    assert len(set(chain)) == len(chain)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        head, embeddings = model.get_output_embeddings().weight.zero_(), model.get_input_embeddings().weight
+        for token, successor in pairwise(chain):
+            head[successor] = 10 * embeddings[token] / embeddings[token].norm()
+    model.save_pretrained(folder)
+    return folder
+
+
+def spec_of(base: Path, *arms: tuple[str, Path, float], samples: int = 1, **sampling: Any) -> dict[str, Any]:
+    """A job as a user writes it: arms as (name, folder, weight); short and greedy unless `sampling` says otherwise."""
+    return {
+        "base": str(base),
+        "arms": [{"name": name, "ref": str(ref), "weight": weight} for name, ref, weight in arms],
+        "samples": samples,
+        "sampling": {"max_new_tokens": 12, "temperature": 0.0, **sampling},
+    }

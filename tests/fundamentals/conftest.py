@@ -1,4 +1,4 @@
-"""Sequences over backbones that have a block pool and nothing else: all that the scheduler may know of them."""
+"""Sequences over backbones that are a block pool and nothing else, which is all that the scheduler may know."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -8,15 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from models.completion import Completion
 from models.engine import Engine, EngineSettings
 from models.guided import GuidedModel
 from models.spec import GenerationSpec, PromptRow
 from tests.generation.plain import PlainArm, PlainOutput, plain_generate
-
-transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -39,13 +36,16 @@ def make_engine(tmp_path: Path) -> Callable[..., Engine]:
 
 @pytest.fixture
 def generate(make_engine: Callable[..., Engine]) -> Callable[..., list[list[Completion]]]:
-    """Run rows (as users write them) through an engine, step by step in this thread."""
+    """Run rows (as users write them) through an engine, step by step in this thread; `only` some of them, by index."""
 
-    def run(spec: dict[str, Any], rows: Sequence[dict[str, Any]], **settings: Any) -> list[list[Completion]]:
+    def run(
+        spec: dict[str, Any], rows: Sequence[dict[str, Any]], only: Sequence[int] | None = None, **settings: Any
+    ) -> list[list[Completion]]:
         engine = make_engine(**settings)
         parsed = GenerationSpec.parse(spec)
         guided = engine.load(parsed)
-        futures = [engine.submit(guided, PromptRow.parse(row, index, parsed)) for index, row in enumerate(rows)]
+        indexes = range(len(rows)) if only is None else only
+        futures = [engine.submit(guided, PromptRow.parse(rows[index], index, parsed)) for index in indexes]
         while engine.step():
             pass
         return [future.result(timeout=0) for future in futures]
@@ -84,3 +84,29 @@ def plain() -> Callable[..., PlainOutput]:
         return plain_generate(base, prompts[0], sizes[0], arms, row.sampling, row=row.index, sample=sample)
 
     return run
+
+
+@pytest.fixture
+def assert_equals_plain(make_engine: Callable[..., Engine], plain: Callable[..., PlainOutput]) -> Callable[..., None]:
+    """Generate rows in one batch, and compare every number with the plain loop's."""
+
+    def compare(spec: dict[str, Any], rows: Sequence[dict[str, Any]], **settings: Any) -> None:
+        engine = make_engine(**settings)
+        parsed = GenerationSpec.parse(spec)
+        guided = engine.load(parsed)
+        prompts = [PromptRow.parse(row, index, parsed) for index, row in enumerate(rows)]
+        futures = [engine.submit(guided, prompt) for prompt in prompts]
+        while engine.step():
+            pass
+        for prompt, future in zip(prompts, futures, strict=True):
+            for completion in future.result(timeout=0):
+                expected = plain(guided, prompt, completion.sample)
+                assert completion.tokens == expected.tokens
+                assert completion.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+                assert completion.base_logprobs == pytest.approx(expected.base_logprobs, abs=1e-4)
+                rewards = list(completion.token_rewards.values())
+                assert len(rewards) == len(expected.rewards)
+                for series, expected_series in zip(rewards, expected.rewards, strict=True):
+                    assert series == pytest.approx(expected_series, abs=1e-4)
+
+    return compare

