@@ -192,6 +192,13 @@ def cancel(ledger: Ledger, job_id: str) -> Job:
         return _find(connection, job_id)
 
 
+def _lock_ended(connection: sa.Connection, job_id: str) -> Job:
+    job = lock(connection, _find(connection, job_id).id)
+    if job is None or not job.status.is_final:
+        raise JobActiveError(f"{job_id} has not ended; wait, or cancel it first: genarm job cancel {job_id}")
+    return job
+
+
 def retry_failed(ledger: Ledger, job_id: str) -> int:
     """Do again what failed or was cancelled, and return how many rows that is; rows that succeeded stay.
 
@@ -200,9 +207,7 @@ def retry_failed(ledger: Ledger, job_id: str) -> int:
         JobActiveError: the job has not ended yet.
     """
     with writing(ledger) as connection:
-        job = lock(connection, _find(connection, job_id).id)
-        if job is None or not job.status.is_final:
-            raise JobActiveError(f"{job_id} is still running; cancel it, or wait until it has ended")
+        job = _lock_ended(connection, job_id)
         of_job = sa.select(requests.c.id).where(requests.c.job_id == job.id)
         connection.execute(
             sa.delete(completions).where(completions.c.error_code.is_not(None), completions.c.request_id.in_(of_job))
@@ -229,9 +234,7 @@ def delete(ledger: Ledger, job_id: str) -> None:
         JobActiveError: the job has not ended yet.
     """
     with writing(ledger) as connection:
-        job = lock(connection, _find(connection, job_id).id)
-        if job is None or not job.status.is_final:
-            raise JobActiveError(f"{job_id} has not ended; cancel it first: genarm job cancel {job_id}")
+        job = _lock_ended(connection, job_id)
         connection.execute(sa.delete(jobs).where(jobs.c.id == job.id))
 
 

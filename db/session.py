@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
@@ -131,11 +130,6 @@ def redacted(ledger: Ledger | str) -> str:
     """The database's URL without its password."""
     url = _parsed(ledger) if isinstance(ledger, str) else ledger.url
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
-
-
-def sqlite_file(ledger: Ledger) -> Path | None:
-    """The file of a SQLite database."""
-    return Path(str(ledger.url.database)) if ledger.dialect.name == "sqlite" else None
 
 
 def check_schema(ledger: Ledger) -> None:

@@ -5,6 +5,11 @@ class ModelsError(Exception):
     """Base of the errors below; `str()` of it is one line for the user."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class SpecError(ModelsError):
     """A generation spec, or a part of it, is not valid."""
 

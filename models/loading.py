@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from models.attention import NAME as ATTENTION
-from models.errors import ModelNotFoundError, UnsupportedModelError
+from models.errors import ModelNotFoundError, UnsupportedModelError, first_line
 from models.references import Kind, Source, resolve
 from models.vocabulary import Vocabulary
 
@@ -53,6 +53,9 @@ def describe(ref: str, home: Path, base: "Description | None" = None, template: 
         ModelNotFoundError: nothing readable is there.
         UnsupportedModelError: the model cannot be run.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # its bars would mix with the command line's own
     source = resolve(ref, home)
     if source.kind is Kind.ADAPTER:
         return _describe_adapter(source, home, base, template)
@@ -123,11 +126,7 @@ def _read(source: Source, what: str) -> Any:
     try:
         return reader.from_pretrained(source.folder, trust_remote_code=False)
     except Exception as error:  # files that somebody else wrote: their readers raise all sorts
-        raise UnsupportedModelError(f"{source.ref}: its {what} cannot be read ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{source.ref}: its {what} cannot be read ({first_line(error)})") from None
 
 
 def _require_supported(config: Any, ref: str) -> None:
@@ -165,7 +164,7 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({_first_line(error)})") from None
+        raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({first_line(error)})") from None
     _require_all_weights(found, ref)
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModelError(f"{ref}: {type(model).__name__} does not let its attention be replaced")

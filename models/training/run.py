@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, set_seed
 
-from models.errors import SpecError, UnsupportedModelError
+from models.errors import SpecError, UnsupportedModelError, first_line
 from models.loading import Description, describe
 from models.training.card import Card, write_card
 from models.training.dataset import Data, read_data
@@ -115,8 +115,7 @@ def load_frozen(base: Description, settings: TrainingSettings) -> Any:
             base.backbone.folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{base.source.ref}: its weights cannot be loaded ({reason})") from None
+        raise UnsupportedModelError(f"{base.source.ref}: its weights cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False)
 
 

@@ -59,7 +59,7 @@ def test_a_job_that_nobody_began_is_cancelled_at_once(ledger, submit):
 def test_retry_does_failed_and_cancelled_rows_again(ledger, submit, publish, finish, run_all):
     job = submit(rows=6, shard_rows=2)
     lease = shards.claim(ledger, publish()[0], "worker", 60)
-    with pytest.raises(JobActiveError, match="still running"):
+    with pytest.raises(JobActiveError, match="not ended"):
         jobs.retry_failed(ledger, job.id)
     finish(lease, failing={1})
     shards.complete(ledger, lease)

@@ -9,6 +9,7 @@ import db.jobs
 from db.datasets import write_rows
 from db.jobs import JobProgress
 from db.results import export_rows
+from db.session import Ledger
 from worker.cli import console
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.options import job_options, json_option, submission_of
@@ -46,10 +47,15 @@ def submit_job(source: str, as_json: bool, **options: Any) -> None:
         console.out_json({"id": submitted.id, "rows": submitted.total_rows})
     else:
         console.out(submitted.id)
+    _announce(ledger, settings)
+
+
+def _announce(ledger: Ledger, settings: Settings) -> None:
+    """Ring the workers; without Redis they find the job themselves once they run."""
     try:
         announce(ledger, settings)
-    except BrokerUnreachableError as error:
-        console.note(f"{error} The job is stored; a worker takes it up as soon as one runs: genarm up")
+    except BrokerUnreachableError:
+        console.note("Redis does not answer. The job is stored; a worker takes it up as soon as one runs: genarm up")
 
 
 @job.command("list")
@@ -145,7 +151,7 @@ def retry(job_id: str) -> None:
     ledger = open_ledger(settings)
     found = db.jobs.find(ledger, job_id)
     console.note(f"{found.id}: {db.jobs.retry_failed(ledger, found.id)} rows to do again")
-    announce(ledger, settings)
+    _announce(ledger, settings)
 
 
 @job.command()
