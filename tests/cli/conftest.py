@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,19 +22,45 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def genarm(tmp_path):
-    """Run genarm in an empty folder; returns the finished process."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GENARM_")}
-    environment |= {"PYTHONPATH": str(Path.cwd()), "GENARM_DTYPE": "float32"}
+COMMAND = [sys.executable, "-c", "from worker.cli import main; main()"]
 
-    def run(*arguments, stdin=None):
+
+@pytest.fixture
+def environment():
+    """The environment of a command: no settings but those that keep tiny models exact."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("GENARM_")}
+    return outside | {"PYTHONPATH": str(Path.cwd()), "GENARM_DTYPE": "float32"}
+
+
+@pytest.fixture
+def genarm(tmp_path, environment):
+    """Run genarm in an empty folder; returns the finished process. `settings` are GENARM_ variables."""
+
+    def run(*arguments, stdin=None, **settings):
         return subprocess.run(
-            [sys.executable, "-c", "from worker.cli import main; main()", *map(str, arguments)],
-            cwd=tmp_path, env=environment, input=stdin, capture_output=True, text=True, timeout=120, check=False,
+            [*COMMAND, *map(str, arguments)],
+            cwd=tmp_path, env=environment | settings, input=stdin, capture_output=True, text=True, timeout=120,
+            check=False,
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def start_genarm(tmp_path, environment):
+    """Start genarm in the same folder and leave it running; it is killed at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(*arguments):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*COMMAND, *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+                )
+            )
+            stack.callback(process.kill)
+            return process
+
+        yield start
 
 
 @pytest.fixture

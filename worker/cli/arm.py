@@ -2,13 +2,19 @@
 
 import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from worker.cli import console
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from models.training.dataset import Data
+
+BAD_PAIRS_SHOWN = 5
 
 
 @click.group()
@@ -61,6 +67,7 @@ def train(
     from models.training.run import TrainingRun, train_arm
     from models.training.settings import TrainingSettings
 
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' and peft's, about each other
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
     run = TrainingRun(
         base=base,
@@ -74,9 +81,18 @@ def train(
         command=shlex.join(["genarm", *sys.argv[1:]]),
     )
     with console.training_bar() as bar:
-        trained = train_arm(
-            run, lambda data: console.note(f"{len(data.train)} pairs, {len(data.held_out)} held out"), bar
-        )
+        trained = train_arm(run, _show_data, bar)
     if trained.before and trained.after:
         console.note(f"held-out accuracy {trained.before.accuracy:.3f} before, {trained.after.accuracy:.3f} after")
     console.note(f"{trained.steps} steps in {trained.seconds:.0f} s; the ARM is {output}")
+
+
+def _show_data(data: "Data") -> None:
+    """Say what is trained on, and name the pairs that cannot be used."""
+    for file in data.files:
+        for bad in file.bad[:BAD_PAIRS_SHOWN]:
+            console.note(f"{file.path.name}, {bad}")
+        if len(file.bad) > BAD_PAIRS_SHOWN:
+            console.note(f"{file.path.name}: … and {len(file.bad) - BAD_PAIRS_SHOWN} more pairs that cannot be used")
+        console.note(str(file))
+    console.note(f"{len(data.train)} pairs for training, {len(data.held_out)} held out")

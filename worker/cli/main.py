@@ -1,5 +1,7 @@
 """The root command; the groups are imported when they are used."""
 
+import os
+import sys
 from importlib import import_module
 from importlib.metadata import version
 
@@ -32,6 +34,10 @@ class LazyGroup(Group):
         module, _, attribute = COMMANDS[name].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars that libraries draw (a .gguf conversion); read when tqdm loads
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
