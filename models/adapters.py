@@ -1,6 +1,5 @@
 """LoRA adapters that ride on a backbone: each adapts its own rows of a packed forward pass."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UnsupportedModelError
+from models.native.kernels import LowRankSegment, PackedWeight
+from models.native.modules import PackedLinear
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,16 @@ class Segments:
 class AdaptedLinear(nn.Module):
     """A linear layer of the backbone whose adapters act on their own rows only."""
 
-    def __init__(self, linear: nn.Module, segments: Segments) -> None:
+    def __init__(self, linear: nn.Linear, segments: Segments) -> None:
         super().__init__()
         self.linear = linear
         self.segments = segments
         self.updates: dict[str, LowRank] = {}
+
+    def add(self, adapter: str, update: LowRank) -> None:
+        """Let an adapter act here."""
+        to = self.linear.weight
+        self.updates[adapter] = LowRank(update.a.to(to), update.b.to(to), update.scaling)
 
     def forward(self, states: Tensor) -> Tensor:
         """[1, tokens, in_features] to [1, tokens, out_features]."""
@@ -46,6 +52,36 @@ class AdaptedLinear(nn.Module):
             if (update := self.updates.get(adapter)) is not None:
                 low = nn.functional.linear(states[:, rows], update.a)
                 out[:, rows] += nn.functional.linear(low, update.b) * update.scaling
+        return out
+
+
+class AdaptedPackedLinear(nn.Module):
+    """The same over the kernels: all adapters of a layer in one call."""
+
+    def __init__(self, linear: PackedLinear, segments: Segments) -> None:
+        super().__init__()
+        self.linear = linear
+        self.segments = segments
+        self.updates: dict[str, tuple[PackedWeight, PackedWeight, float]] = {}
+
+    def add(self, adapter: str, update: LowRank) -> None:
+        """Let an adapter act here."""
+        kernels = self.linear.kernels
+        padding = -update.a.shape[0] % kernels.step  # of the rank, with zeros
+        a, b = nn.functional.pad(update.a, (0, 0, 0, padding)), nn.functional.pad(update.b, (0, padding))
+        self.updates[adapter] = (kernels.pack(a), kernels.pack(b), update.scaling)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[1, tokens, in_features] to [1, tokens, out_features]."""
+        states = states.contiguous()
+        out: Tensor = self.linear(states)
+        segments = [
+            LowRankSegment(rows.start, rows.stop - rows.start, *self.updates[adapter])
+            for adapter, rows in self.segments.tokens
+            if adapter in self.updates
+        ]
+        if segments:
+            self.linear.kernels.add_low_rank(states, out, segments)
         return out
 
 
@@ -123,28 +159,13 @@ def attach(model: nn.Module, segments: Segments, adapter: str, updates: dict[str
     head = model.get_output_embeddings()  # type: ignore[operator]
     for name, update in updates.items():
         module = model.get_submodule(name)
-        if not isinstance(module, AdaptedLinear):
-            if module is head or isinstance(module, nn.Embedding):
-                raise UnsupportedModelError(
-                    f"{ref}: adapts {name}; an adapter that rides on a backbone may adapt inner linear layers only; "
-                    "merge it with peft's merge_and_unload() and give the merged model's folder"
-                )
-            module = AdaptedLinear(module, segments)
+        if module is head or isinstance(module, nn.Embedding):
+            raise UnsupportedModelError(
+                f"{ref}: adapts {name}; an adapter that rides on a backbone may adapt inner linear layers only; "
+                "merge it with peft's merge_and_unload() and give the merged model's folder"
+            )
+        if not isinstance(module, AdaptedLinear | AdaptedPackedLinear):
+            wrapper: Any = AdaptedPackedLinear if isinstance(module, PackedLinear) else AdaptedLinear
+            module = wrapper(module, segments)
             model.set_submodule(name, module)
-        weight = next(module.linear.parameters())
-        module.updates[adapter] = LowRank(
-            update.a.to(weight.device, weight.dtype), update.b.to(weight.device, weight.dtype), update.scaling
-        )
-
-
-def adapter_segments(rows: Iterable[str | None]) -> list[tuple[str, slice]]:
-    """Segments of consecutive rows with the same adapter; rows without one (None) are left out."""
-    segments: list[tuple[str, slice]] = []
-    for index, adapter in enumerate(rows):
-        if adapter is None:
-            continue
-        if segments and segments[-1][0] == adapter and segments[-1][1].stop == index:
-            segments[-1] = (adapter, slice(segments[-1][1].start, index + 1))
-        else:
-            segments.append((adapter, slice(index, index + 1)))
-    return segments
+        module.add(adapter, update)

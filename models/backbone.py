@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.adapters import LowRank, Segments, adapter_segments, attach
-from models.attention import AttentionStep, CachedAttention, Run, ShapeProbe
-from models.blocks import BlockPool
+from models.adapters import LowRank, Segments, attach
+from models.attention import AttentionCache, AttentionStep, LayerShape, ShapeProbe, bytes_per_token
+from models.blocks import BLOCK_SIZE, BlockPool
 from models.errors import UnsupportedModelError
-from models.kv_cache import KVCache, bytes_per_token
+from models.gathered_attention import GatheredCache
+from models.native.attention import NativeCache
+from models.native.kernels import Kernels
+from models.native.modules import use_kernels
+from models.packing import pack
 from models.sequence import Chunk, Stream
-
-BLOCK_SIZE = 16
 
 
 class Backbone:
@@ -23,14 +25,16 @@ class Backbone:
         model: a causal language model loaded with our attention.
         ref: its reference, for messages.
         cache_bytes: memory for keys and values.
+        kernels: the kernels to run it with; None: PyTorch's own operations.
 
     Raises:
         UnsupportedModelError: not every layer of the model goes through our attention, or the budget holds no block.
     """
 
-    def __init__(self, model: nn.Module, ref: str, cache_bytes: int) -> None:
+    def __init__(self, model: nn.Module, ref: str, cache_bytes: int, kernels: Kernels | None) -> None:
         self.model: Any = model
         self.ref = ref
+        self.kernels = kernels
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.adapters: set[str] = set()
@@ -39,8 +43,15 @@ class Backbone:
         blocks = cache_bytes // (bytes_per_token(shapes, self.dtype) * BLOCK_SIZE)
         if blocks < 1:
             raise UnsupportedModelError(f"{ref}: a KV cache of {cache_bytes} bytes does not hold {BLOCK_SIZE} tokens")
-        self.pool = BlockPool(blocks, BLOCK_SIZE)
-        self._cache = KVCache(shapes, blocks, BLOCK_SIZE, self.dtype, self.device)
+        self.pool = BlockPool(blocks)
+        if kernels is not None:
+            use_kernels(model, kernels)
+        self._cache = self._make_cache(shapes)
+
+    def _make_cache(self, shapes: dict[int, LayerShape]) -> AttentionCache:
+        if self.kernels is not None and NativeCache.fits(shapes, self.kernels):
+            return NativeCache(shapes, self.pool.count, self.kernels)
+        return GatheredCache(shapes, self.pool.count, self.dtype, self.device)
 
     def attach(self, adapter: str, updates: dict[str, LowRank], ref: str) -> None:
         """Let an adapter ride on this backbone under the name `adapter`.
@@ -80,63 +91,11 @@ class Backbone:
             Logits [m, rows of the LM head] in the model's dtype, and the m streams that they belong to, in order: those
             whose chunk wants logits.
         """
-        order = sorted(chunks, key=_by_adapter_then_length)
-        ids: list[int] = []
-        slots: list[int] = []
-        positions: list[int] = []
-        adapters: list[str | None] = []
-        last_tokens: list[int] = []
-        streams: list[Stream] = []
-        for chunk in order:
-            stream, first = chunk.stream, chunk.stream.cached
-            span = range(first, first + chunk.count)
-            ids.extend(stream.tokens[first : first + chunk.count])
-            positions.extend(span)
-            slots.extend(stream.blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in span)
-            adapters.extend([stream.adapter] * chunk.count)
-            if chunk.wants_logits:
-                last_tokens.append(len(ids) - 1)
-                streams.append(stream)
-        self._segments.tokens = adapter_segments(adapters)
-        attention = CachedAttention(self._cache, torch.tensor(slots, device=self.device), self._runs(order))
-        keep = torch.tensor(last_tokens, dtype=torch.int64)  # may be empty
-        logits = self._run_model(torch.tensor(ids), torch.tensor(positions), keep, attention)
-        for chunk in order:
+        packed = pack(chunks)
+        self._segments.tokens = packed.adapters
+        keep = torch.tensor(packed.last_tokens, dtype=torch.int64)  # may be empty
+        ids, positions = torch.from_numpy(packed.ids), torch.from_numpy(packed.positions)
+        logits = self._run_model(ids, positions, keep, self._cache.step(packed))
+        for chunk in chunks:
             chunk.stream.cached += chunk.count
-        return logits, streams
-
-    def _runs(self, order: Sequence[Chunk]) -> list[Run]:
-        """Group consecutive decodes of similar length into one run each; a longer chunk is a run of its own."""
-        runs: list[Run] = []
-        group: list[Chunk] = []
-        start = 0
-        for chunk in order:
-            if group and (chunk.count > 1 or group[0].count > 1 or _length_bucket(chunk) != _length_bucket(group[0])):
-                runs.append(self._run_of(group, start))
-                start += sum(member.count for member in group)
-                group = []
-            group.append(chunk)
-        if group:
-            runs.append(self._run_of(group, start))
-        return runs
-
-    def _run_of(self, group: Sequence[Chunk], start: int) -> Run:
-        count = group[0].count
-        blocks = max(self.pool.blocks_for(chunk.stream.cached + count) for chunk in group)
-        tables = [(chunk.stream.blocks + [0] * blocks)[:blocks] for chunk in group]
-        positions = [list(range(chunk.stream.cached, chunk.stream.cached + count)) for chunk in group]
-        return Run(
-            tokens=slice(start, start + len(group) * count),
-            rows=len(group),
-            tables=torch.tensor(tables, device=self.device),
-            positions=torch.tensor(positions, device=self.device),
-        )
-
-
-def _by_adapter_then_length(chunk: Chunk) -> tuple[str, int, int]:
-    return chunk.stream.adapter or "", chunk.count, chunk.stream.cached
-
-
-def _length_bucket(chunk: Chunk) -> int:
-    """Lengths in one bucket differ by less than a factor of two, which bounds the padding."""
-    return (chunk.stream.cached + chunk.count).bit_length()
+        return logits, packed.streams

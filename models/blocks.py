@@ -1,5 +1,10 @@
 """Accounting of KV cache memory: which blocks are free; knows no tensors and no requests."""
 
+from array import array
+
+BLOCK_SIZE = 16
+"""Tokens per block, in every KV cache."""
+
 
 class BlockPool:
     """Hands out block numbers 0..count-1 of one KV cache.
@@ -9,7 +14,7 @@ class BlockPool:
         block_size: tokens per block.
     """
 
-    def __init__(self, count: int, block_size: int) -> None:
+    def __init__(self, count: int, block_size: int = BLOCK_SIZE) -> None:
         self.count = count
         self.block_size = block_size
         self._free = list(range(count - 1, -1, -1))
@@ -23,12 +28,12 @@ class BlockPool:
         """How many blocks `tokens` tokens fill."""
         return -(-tokens // self.block_size)
 
-    def grow(self, table: list[int], tokens: int) -> None:
+    def grow(self, table: "array[int]", tokens: int) -> None:
         """Append blocks to a block table until it holds `tokens` tokens; the caller has checked that they are free."""
         for _ in range(self.blocks_for(tokens) - len(table)):
             table.append(self._free.pop())
 
-    def release(self, table: list[int]) -> None:
+    def release(self, table: "array[int]") -> None:
         """Take back all blocks of a table and empty it."""
         self._free.extend(reversed(table))
-        table.clear()
+        del table[:]

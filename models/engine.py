@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.completion import Completion, FinishReason
+from models.errors import RowError
 from models.guided import GuidedModel
 from models.scheduler import Scheduler
 from models.sequence import Sequence
@@ -17,6 +18,8 @@ from models.stopping import StopMatcher
 from models.zoo import Zoo
 
 log = logging.getLogger(__name__)
+
+NOT_FINITE = "the models give no finite logits (NaN or infinity) for this row; their weights may be broken"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class EngineSettings:
     """Prompt tokens that a backbone runs in one step, beside the decodes."""
     kv_cache_bytes: int | None = None
     """KV cache of each backbone; None: a share of the device's memory."""
+    use_kernels: bool = True
+    """Run models on the CPU with our own kernels, where there is a C compiler; else with PyTorch's operations."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,14 @@ class Engine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._running_lock = threading.RLock()
-        self._zoo = Zoo(settings.home, settings.device, settings.dtype, settings.kv_cache_bytes, self._running_lock)
+        self._zoo = Zoo(
+            settings.home,
+            settings.device,
+            settings.dtype,
+            settings.kv_cache_bytes,
+            settings.use_kernels,
+            self._running_lock,
+        )
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
         self._arrived: deque[EngineRequest] = deque()
         self._requests: set[EngineRequest] = set()
@@ -174,6 +186,9 @@ class Engine:
         finished = []
         for one in drawn:
             sequence = one.sequence
+            if one.token < 0:
+                self._fail(sequence.request, RowError("not_finite", NOT_FINITE))
+                continue
             sequence.append(one.token, one.logprob, one.base_logprob, one.rewards)
             if completion := _completion_if_finished(sequence):
                 finished.append(sequence)
@@ -189,11 +204,16 @@ class Engine:
     def _fail_all(self, error: Exception | None) -> None:
         self._take_arrivals()
         for request in list(self._requests):
-            self._drop(request)
-            if error is None:
+            if error is not None:
+                self._fail(request, error)
+            else:
+                self._drop(request)
                 request.future.cancel()
-            elif request.future.set_running_or_notify_cancel():
-                request.future.set_exception(error)
+
+    def _fail(self, request: EngineRequest, error: Exception) -> None:
+        self._drop(request)
+        if not request.future.done() and request.future.set_running_or_notify_cancel():
+            request.future.set_exception(error)
 
 
 def _resolve(request: EngineRequest) -> None:

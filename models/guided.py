@@ -63,10 +63,23 @@ class GuidedModel:
         return (self.base, *self.arms)
 
     @cached_property
-    def shared(self) -> tuple[int, Tensor | None]:
-        """The ids that all models share: all below the first number but those in the tensor, int64 [e]."""
-        size, excluded = shared_ids([model.description.vocabulary for model in self.models])
-        return size, torch.tensor(excluded, device=self.base.backbone.device) if excluded else None
+    def _shared(self) -> tuple[int, tuple[int, ...]]:
+        return shared_ids([model.description.vocabulary for model in self.models])
+
+    @property
+    def shared_size(self) -> int:
+        """All models share the ids below this, but for the excluded ones."""
+        return self._shared[0]
+
+    @property
+    def excluded_ids(self) -> tuple[int, ...]:
+        """Ids below `shared_size` that some model lacks."""
+        return self._shared[1]
+
+    @cached_property
+    def excluded(self) -> Tensor | None:
+        """The same on the base's device, int64 [e]; None where there is none."""
+        return torch.tensor(self.excluded_ids, device=self.base.backbone.device) if self.excluded_ids else None
 
     def sequences(self, row: PromptRow, request: object) -> list[Sequence]:
         """The sequences of a row, one per sample.

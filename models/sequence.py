@@ -1,5 +1,6 @@
 """A sample in flight: its state, its tokens in every model, and its rewards so far."""
 
+from array import array
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,8 @@ class Stream:
     prompt_tokens: int
     cached: int = 0
     """How many leading tokens have their keys and values in the cache."""
-    blocks: list[int] = field(default_factory=list)
-    """The block table."""
+    blocks: "array[int]" = field(default_factory=lambda: array("q"))
+    """The block table: where in the cache its tokens lie, block by block; int64, which kernels read as it is."""
 
     @property
     def pending(self) -> int:

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from models.backbone import Backbone
 from models.guidance import ArmLogits, guided_scores, logprobs_of
 from models.guided import GuidedModel, LoadedModel
+from models.native.kernels import Kernels, RowSampling
 from models.sampling import draw, uniform
 from models.sequence import Chunk, Stream
 from models.sequence import Sequence as Sample
@@ -20,6 +22,7 @@ class Drawn:
 
     sequence: Sample
     token: int
+    """−1 where the logits are not finite, so that there is no distribution to draw from."""
     logprob: float
     base_logprob: float
     rewards: list[float]
@@ -42,12 +45,20 @@ class StepLogits:
 
     def of(self, model: LoadedModel, streams: Sequence[Stream]) -> Tensor:
         """The real logits of streams of one model, float32 [len(streams), size of its vocabulary]."""
-        places = [self._places[id(stream)] for stream in streams]
-        logits = self._logits[places[0][0]]  # the streams of one model run on one backbone
-        rows = [row for _, row in places]
+        logits, rows = self._rows(streams)
         if rows != list(range(logits.shape[0])):
             logits = logits[rows]
         return model.real_logits(logits)
+
+    def addresses_of(self, model: LoadedModel, streams: Sequence[Stream]) -> tuple[list[int], Tensor]:
+        """Where in memory the real logits of streams of one model lie, and the float32 tensor that holds them."""
+        logits, rows = self._rows(streams)
+        real = model.real_logits(logits)
+        return [real.data_ptr() + row * real.stride(0) * real.itemsize for row in rows], real
+
+    def _rows(self, streams: Sequence[Stream]) -> tuple[Tensor, list[int]]:
+        places = [self._places[id(stream)] for stream in streams]
+        return self._logits[places[0][0]], [row for _, row in places]  # the streams of one model run on one backbone
 
 
 def draw_tokens(ready: Iterable[tuple[GuidedModel, Sample]], logits: StepLogits) -> list[Drawn]:
@@ -58,24 +69,66 @@ def draw_tokens(ready: Iterable[tuple[GuidedModel, Sample]], logits: StepLogits)
     groups: dict[tuple[LoadedModel, ...], list[tuple[GuidedModel, Sample]]] = {}
     for guided, sequence in ready:
         groups.setdefault(guided.models, []).append((guided, sequence))
-    return [drawn for group in groups.values() for drawn in _draw_group(group[0][0], [s for _, s in group], logits)]
+    drawn = []
+    for group in groups.values():
+        guided, sequences = group[0][0], [sequence for _, sequence in group]
+        kernels = guided.base.backbone.kernels
+        if kernels is not None:
+            drawn += _draw_with_kernels(kernels, guided, sequences, logits)
+        else:
+            drawn += _draw_with_torch(guided, sequences, logits)
+    return drawn
 
 
-def _draw_group(guided: GuidedModel, sequences: Sequence[Sample], logits: StepLogits) -> list[Drawn]:
-    base = logits.of(guided.base, [sequence.streams[0] for sequence in sequences])
+def _streams(sequences: Sequence[Sample], model: int) -> list[Stream]:
+    return [sequence.streams[model] for sequence in sequences]
+
+
+def _uniforms(sequences: Sequence[Sample]) -> list[float]:
+    return [uniform(s.sampling.seed, s.row, s.sample, len(s.response)) for s in sequences]
+
+
+def _drawn(sequences: Sequence[Sample], tokens: Sequence[int], logprobs: Sequence[Sequence[float]]) -> list[Drawn]:
+    """Args: logprobs: for each sequence log π, log π_base, and each ARM's reward."""
+    return [
+        Drawn(sequence, token, logprob, base_logprob, rewards)
+        for sequence, token, (logprob, base_logprob, *rewards) in zip(sequences, tokens, logprobs, strict=True)
+    ]
+
+
+def _draw_with_kernels(
+    kernels: Kernels, guided: GuidedModel, sequences: Sequence[Sample], logits: StepLogits
+) -> list[Drawn]:
+    found = [logits.addresses_of(model, _streams(sequences, index)) for index, model in enumerate(guided.models)]
+    weights = np.ones((len(sequences), len(guided.models)), np.float32)
+    weights[:, 1:] = [sequence.weights for sequence in sequences]
+    sampling = [
+        RowSampling(s.sampling.top_k, s.sampling.temperature, s.sampling.top_p, s.sampling.min_p, number)
+        for s, number in zip(sequences, _uniforms(sequences), strict=True)
+    ]
+    tokens, logprobs = kernels.draw(
+        list(zip(*(addresses for addresses, _ in found), strict=True)),
+        weights,
+        [model.description.vocabulary.size for model in guided.models],
+        guided.shared_size,
+        guided.excluded_ids,
+        sampling,
+    )
+    return _drawn(sequences, tokens, logprobs)
+
+
+def _draw_with_torch(guided: GuidedModel, sequences: Sequence[Sample], logits: StepLogits) -> list[Drawn]:
+    base = logits.of(guided.base, _streams(sequences, 0))
     everyone = torch.arange(len(sequences), device=base.device)
     arms = []
     for index, arm in enumerate(guided.arms):
-        arm_logits = logits.of(arm, [sequence.streams[index + 1] for sequence in sequences]).to(base.device)
+        arm_logits = logits.of(arm, _streams(sequences, index + 1)).to(base.device)
         weights = base.new_tensor([sequence.weights[index] for sequence in sequences])
         arms.append(ArmLogits(everyone, arm_logits, weights))
-    scores = guided_scores(base, arms, *guided.shared)
-    uniforms = [uniform(s.sampling.seed, s.row, s.sample, len(s.response)) for s in sequences]
-    tokens = draw(scores, [sequence.sampling for sequence in sequences], uniforms)
-    columns = [tokens.double(), logprobs_of(scores, tokens), logprobs_of(base, tokens)]
+    scores = guided_scores(base, arms, guided.shared_size, guided.excluded)
+    tokens = draw(scores, [sequence.sampling for sequence in sequences], _uniforms(sequences))
+    is_finite = scores.amax(dim=1).isfinite()
+    columns = [torch.where(is_finite, tokens, -1), logprobs_of(scores, tokens), logprobs_of(base, tokens)]
     columns += [logprobs_of(arm.logits, tokens) for arm in arms]
     reported = torch.stack([column.double() for column in columns], dim=1).tolist()  # the step's one copy to the host
-    return [
-        Drawn(sequence, int(token), logprob, base_logprob, rewards)
-        for sequence, (token, logprob, base_logprob, *rewards) in zip(sequences, reported, strict=True)
-    ]
+    return _drawn(sequences, [int(token) for token, *_ in reported], [logprobs for _, *logprobs in reported])

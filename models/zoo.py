@@ -11,6 +11,7 @@ from models.backbone import Backbone
 from models.errors import SpecError
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, describe, load_weights
+from models.native.kernels import kernels_for
 from models.rendering import Renderer
 from models.spec import ArmSpec, GenerationSpec
 from models.vocabulary import require_fit
@@ -77,14 +78,18 @@ class Zoo:
         home: converted models are kept under it.
         device, dtype: where to run and in what precision; a spec's own dtype goes first.
         cache_bytes: KV cache of each backbone; None: a share of the device's free memory.
+        use_kernels: run models on the CPU with our own kernels where they can be compiled.
         running: held while a loaded backbone is changed, so that no forward pass sees half an adapter.
     """
 
-    def __init__(self, home: Path, device: str, dtype: str, cache_bytes: int | None, running: threading.RLock) -> None:
+    def __init__(
+        self, home: Path, device: str, dtype: str, cache_bytes: int | None, use_kernels: bool, running: threading.RLock
+    ) -> None:
         self._home = home
         self._device = device
         self._dtype = dtype
         self._cache_bytes = cache_bytes
+        self._use_kernels = use_kernels
         self._running = running
         self._loading = threading.Lock()
         self._backbones: dict[tuple[Path, torch.dtype], Backbone] = {}
@@ -122,7 +127,8 @@ class Zoo:
         if (backbone := self._backbones.get(key)) is None:
             model = load_weights(description, placement.dtype, placement.device)
             cache_bytes = self._cache_bytes or _default_cache_bytes(placement.device)
-            backbone = self._backbones[key] = Backbone(model, description.backbone.ref, cache_bytes)
+            kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
+            backbone = self._backbones[key] = Backbone(model, description.backbone.ref, cache_bytes, kernels)
         return backbone
 
     def _attach_adapter(self, model: LoadedModel) -> None:

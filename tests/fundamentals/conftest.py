@@ -77,7 +77,7 @@ class Simulation:
                 assert chunk.wants_logits == any(chunk.stream in sample.streams for sample in plan.ready)
         assert all(sample in running for sample in plan.ready)
         for sample in self.scheduler.waiting:
-            assert all(stream.blocks == [] and stream.cached == 0 for stream in sample.streams)
+            assert all(not stream.blocks and stream.cached == 0 for stream in sample.streams)
         self.check_blocks()
 
     def check_blocks(self) -> None:

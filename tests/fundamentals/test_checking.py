@@ -35,7 +35,7 @@ def check(tmp_path: Path) -> Callable[..., None]:
 def load(tmp_path: Path) -> Callable[..., Any]:
     def run(base: Path, arm: Path | None = None) -> Any:
         arms = [{"name": "kind", "ref": str(arm)}] if arm else []
-        zoo = Zoo(tmp_path / "home", "cpu", "float32", 2**20, threading.RLock())
+        zoo = Zoo(tmp_path / "home", "cpu", "float32", 2**20, True, threading.RLock())
         return zoo.load(GenerationSpec.parse({"base": str(base), "arms": arms}))
 
     return run
@@ -213,13 +213,13 @@ def test_an_adapter_of_the_head_cannot_ride(tmp_path: Path, base: Path, load: An
 
 
 def test_a_cache_too_small_for_one_block(tmp_path: Path, base: Path) -> None:
-    zoo = Zoo(tmp_path, "cpu", "float32", 100, threading.RLock())
+    zoo = Zoo(tmp_path, "cpu", "float32", 100, True, threading.RLock())
     with pytest.raises(UnsupportedModelError, match="KV cache of 100 bytes"):
         zoo.load(GenerationSpec.parse({"base": str(base)}))
 
 
 def test_models_are_loaded_once(tmp_path: Path, base: Path) -> None:
-    zoo = Zoo(tmp_path, "cpu", "float32", 2**20, threading.RLock())
+    zoo = Zoo(tmp_path, "cpu", "float32", 2**20, True, threading.RLock())
     spec = GenerationSpec.parse({"base": str(base), "arms": [{"name": "own", "ref": str(base)}]})
     first, second = zoo.load(spec), zoo.load(spec)
     assert first.base is second.base is first.arms[0]

@@ -26,9 +26,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_engine(tmp_path: Path) -> Callable[..., Engine]:
+def use_kernels() -> bool:
+    """Our own kernels; modules that also test PyTorch's operations make it a parameter."""
+    return True
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path, use_kernels: bool) -> Callable[..., Engine]:
     def make(**settings: Any) -> Engine:
-        defaults = {"home": tmp_path, "device": "cpu", "dtype": "float32", "kv_cache_bytes": 16 * 2**20}
+        defaults: dict[str, Any] = {"home": tmp_path, "device": "cpu", "dtype": "float32", "kv_cache_bytes": 16 * 2**20}
+        defaults["use_kernels"] = use_kernels
         return Engine(EngineSettings(**{**defaults, **settings}))
 
     return make

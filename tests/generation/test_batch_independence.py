@@ -66,21 +66,30 @@ def alone(generate: Callable[..., Any]) -> Callable[..., list[Completion]]:
     return run
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"max_running": 1},
-        {"max_running": 3},
-        {"max_running": 32, "prefill_tokens": 5},
-        {"max_running": 32, "prefill_tokens": 1},
-        {"max_running": 32, "kv_cache_bytes": 24 * BYTES_PER_BLOCK},
-    ],
-    ids=str,
-)
+LIMITS: list[dict[str, Any]] = [
+    {"max_running": 1},
+    {"max_running": 3},
+    {"max_running": 32, "prefill_tokens": 5},
+    {"max_running": 32, "prefill_tokens": 1},
+    {"max_running": 32, "kv_cache_bytes": 24 * BYTES_PER_BLOCK},
+]
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
 def test_limits_change_no_output(generate: Any, spec: dict[str, Any], limits: dict[str, int]) -> None:
     expected = generate(spec, ROWS, max_running=32)
     for one, other in zip(expected, generate(spec, ROWS, **limits), strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_kernels_limits_change_no_bit(
+    generate: Any, spec: dict[str, Any], limits: dict[str, int], dtype: str
+) -> None:
+    """In bfloat16 too, and down to the last digit of each reward: every row's arithmetic depends on that row alone."""
+    assert generate(spec, ROWS, **limits, dtype=dtype) == generate(spec, ROWS, max_running=32, dtype=dtype)
 
 
 def test_no_prompt_leaks_into_other_rows(generate: Any, alone: Any, models: dict[str, Path]) -> None:

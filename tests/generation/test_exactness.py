@@ -19,6 +19,12 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
+def use_kernels(request: Any) -> bool:
+    use: bool = request.param
+    return use
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("arms", [1, 2, 3])
 def test_mixed_batch_equals_plain_loop(tmp_path: Path, assert_equals_plain: Any, family: str, arms: int) -> None:

@@ -1,0 +1,247 @@
+"""The kernels as functions of tensors. Shapes are trusted: the modules of this package are the callers."""
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.native.build import library
+from models.packing import Integers
+
+LANES = 16
+PANEL = 32
+DEFINES = {torch.bfloat16: "BFLOAT16", torch.float32: None}
+"""How the library is compiled for each dtype of weights and activations."""
+MOST_HEAD_DIM = 512
+
+
+class _Step(Structure):
+    _fields_ = [
+        ("query", c_void_p), ("key", c_void_p), ("value", c_void_p),
+        ("query_strides", c_int64 * 2), ("key_strides", c_int64 * 2), ("value_strides", c_int64 * 2),
+        ("keys", c_void_p), ("values", c_void_p), ("out", c_void_p), ("chunks", c_void_p),
+        ("chunk_count", c_int64), ("heads", c_int64), ("group", c_int64),
+        ("key_dim", c_int64), ("value_dim", c_int64), ("window", c_int64), ("scaling", c_float),
+    ]  # fmt: skip
+
+
+class _Update(Structure):
+    _fields_ = [
+        ("first", c_int64), ("rows", c_int64), ("rank", c_int64),
+        ("a", c_void_p), ("b", c_void_p), ("scaling", c_float),
+    ]  # fmt: skip
+
+
+class _Sampling(Structure):
+    _fields_ = [
+        ("top_k", c_int64), ("temperature", c_float), ("min_p", c_float), ("top_p", c_double), ("uniform", c_double),
+    ]  # fmt: skip
+
+
+class _Draws(Structure):
+    _fields_ = [
+        ("logits", c_void_p), ("weights", c_void_p), ("sizes", c_void_p), ("excluded", c_void_p),
+        ("sampling", c_void_p), ("rows", c_int64), ("models", c_int64), ("shared", c_int64),
+        ("excluded_count", c_int64), ("tokens", c_void_p), ("logprobs", c_void_p), ("scratch", c_void_p),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight matrix [features, inner] in the layout of linear.c."""
+
+    panels: Tensor
+    features: int
+    inner: int
+
+
+@dataclass(frozen=True)
+class LowRankSegment:
+    """Rows first..first+rows−1 of a step, and the packed update of the adapter that acts on them."""
+
+    first: int
+    rows: int
+    a: PackedWeight
+    b: PackedWeight
+    scaling: float
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """How a row's token is drawn; as SamplingParams, with the row's number in [0, 1)."""
+
+    top_k: int
+    temperature: float
+    top_p: float
+    min_p: float
+    uniform: float
+
+
+@cache
+def kernels_for(device: torch.device, dtype: torch.dtype) -> "Kernels | None":
+    """The kernels for a device and a dtype; None where PyTorch's own are to be used."""
+    if device.type != "cpu" or dtype not in DEFINES:
+        return None
+    loaded = library(DEFINES[dtype])
+    return None if loaded is None else Kernels(loaded, dtype)
+
+
+class Kernels:
+    """The compiled library for one dtype; every function runs on as many threads as PyTorch would."""
+
+    def __init__(self, loaded: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.step = 4 // dtype.itemsize
+        """Inner dimensions must be a multiple of this."""
+        self._library = loaded
+        pointer, size = c_void_p, c_int64
+        loaded.pack.argtypes = [pointer, size, size, pointer]
+        loaded.linear.argtypes = [pointer] * 5 + [size] * 3 + [c_int] * 2
+        loaded.low_rank.argtypes = [pointer] * 6 + [POINTER(_Update)] + [size] * 4 + [c_int]
+        loaded.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [c_float, c_int]
+        loaded.silu_mul.argtypes = [pointer] * 3 + [size, c_int]
+        loaded.attend.argtypes = [POINTER(_Step), c_int]
+        loaded.draw.argtypes = [POINTER(_Draws), c_int]
+
+    def pack(self, weight: Tensor) -> PackedWeight:
+        """Pack a weight [features, inner]."""
+        weight = weight.detach().to(self.dtype).contiguous()
+        features, inner = weight.shape
+        panels = torch.empty(-(-features // PANEL) * PANEL * inner, dtype=self.dtype)
+        self._library.pack(weight.data_ptr(), features, inner, panels.data_ptr())
+        return PackedWeight(panels, features, inner)
+
+    def linear(self, states: Tensor, weight: PackedWeight, bias: Tensor | None, wide: bool) -> Tensor:
+        """states · weightᵀ + bias.
+
+        Args:
+            states: [..., inner].
+            bias: float32 [features].
+            wide: give float32 instead of the dtype.
+
+        Returns:
+            [..., features].
+        """
+        states = states.contiguous()
+        rows = states.numel() // weight.inner
+        out = states.new_empty((*states.shape[:-1], weight.features), dtype=torch.float32 if wide else self.dtype)
+        scratch = torch.empty_like(states)
+        self._library.linear(
+            states.data_ptr(), weight.panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
+            scratch.data_ptr(), rows, weight.inner, weight.features, wide, torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def add_low_rank(self, states: Tensor, out: Tensor, segments: Sequence[LowRankSegment]) -> None:
+        """Add scaling · states · Aᵀ · Bᵀ to the rows of each segment.
+
+        Args:
+            states: [..., inner], dense.
+            out: [..., features], dense; changed in place.
+        """
+        inner, features = states.shape[-1], out.shape[-1]
+        rows, rank = states.numel() // inner, max(segment.a.features for segment in segments)
+        packed, delta = torch.empty_like(states), torch.empty_like(out)
+        low, packed_low = states.new_empty(rows, rank), states.new_empty(rows, rank)
+        updates = (_Update * len(segments))(
+            *(
+                _Update(s.first, s.rows, s.a.features, s.a.panels.data_ptr(), s.b.panels.data_ptr(), s.scaling)
+                for s in segments
+            )
+        )
+        self._library.low_rank(
+            states.data_ptr(), out.data_ptr(), packed.data_ptr(), low.data_ptr(), packed_low.data_ptr(),
+            delta.data_ptr(), updates, len(segments), rank, inner, features, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def rms_norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """Root mean square normalisation of [..., dim]."""
+        states = states.contiguous()
+        out = torch.empty_like(states)
+        dim = states.shape[-1]
+        self._library.rms_norm(
+            states.data_ptr(), weight.data_ptr(), out.data_ptr(), states.numel() // dim, dim, epsilon,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return out
+
+    def silu_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) · up, both dense."""
+        out = torch.empty_like(gate)
+        self._library.silu_mul(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
+        return out
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        chunks: Integers,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Write a step's keys and values to a layer's cache, and attend over it.
+
+        Args:
+            query: [tokens, query_heads, key_dim]; key: [tokens, heads, key_dim]; value: [tokens, heads, value_dim]; the
+                last dimension of each dense.
+            keys, values: the layer's cache, in the layout of attention.c.
+            chunks: first token, count, position, address of the block table; int64 [chunks, 4].
+
+        Returns:
+            [tokens, query_heads, value_dim].
+        """
+        tokens, query_heads, key_dim = query.shape
+        heads, value_dim = value.shape[1:]
+        out = query.new_empty(tokens, query_heads, value_dim)
+        step = _Step(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(),
+            query.stride()[:2], key.stride()[:2], value.stride()[:2],
+            keys.data_ptr(), values.data_ptr(), out.data_ptr(), chunks.ctypes.data,
+            len(chunks), heads, query_heads // heads, key_dim, value_dim, window or 0, scaling,
+        )  # fmt: skip
+        self._library.attend(byref(step), torch.get_num_threads())
+        return out
+
+    def draw(
+        self,
+        logits: Sequence[Sequence[int]],
+        weights: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]",
+        sizes: Sequence[int],
+        shared: int,
+        excluded: Sequence[int],
+        sampling: Sequence[RowSampling],
+    ) -> "tuple[list[int], list[list[float]]]":
+        """Draw a token for every row from the combined distribution.
+
+        Args:
+            logits: addresses of float32 logits, [rows][models]: the base's, then each ARM's.
+            weights: [rows, models]; that of the base is 1.
+            sizes: size of each model's vocabulary.
+            shared: the ids below it are shared by all models.
+            excluded: ids below `shared` that some model lacks.
+
+        Returns:
+            The tokens (−1: the row's logits are not finite); and for each row log π, then each model's log-softmax at
+            the token.
+        """
+        rows, models, threads = len(logits), len(sizes), torch.get_num_threads()
+        addresses = np.array(logits, dtype=np.int64)
+        size_array, excluded_array = np.array(sizes, dtype=np.int64), np.array(excluded, dtype=np.int64)
+        how = (_Sampling * rows)(*(_Sampling(s.top_k, s.temperature, s.min_p, s.top_p, s.uniform) for s in sampling))
+        tokens, logprobs = np.empty(rows, np.int64), np.empty((rows, 1 + models), np.float64)
+        scratch = torch.empty(threads * 2 * -(-shared // LANES) * LANES, dtype=torch.float32)
+        draws = _Draws(
+            addresses.ctypes.data, weights.ctypes.data, size_array.ctypes.data, excluded_array.ctypes.data,
+            ctypes.addressof(how), rows, models, shared, len(excluded_array), tokens.ctypes.data,
+            logprobs.ctypes.data, scratch.data_ptr(),
+        )  # fmt: skip
+        self._library.draw(byref(draws), threads)
+        return tokens.tolist(), logprobs.tolist()

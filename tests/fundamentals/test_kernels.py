@@ -1,0 +1,234 @@
+"""The kernels compute what PyTorch does, and a row's numbers are the same bit for bit whatever is beside it."""
+
+from array import array
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from models.attention import LayerShape
+from models.gathered_attention import GatheredCache
+from models.native.attention import NativeCache
+from models.native.kernels import Kernels, LowRankSegment, RowSampling, kernels_for
+from models.packing import pack
+from models.sampling import draw
+from models.sequence import Chunk, Stream
+from models.spec import SamplingParams
+
+DTYPES = [torch.float32, torch.bfloat16]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def kernels(request: Any) -> Kernels:
+    found = kernels_for(CPU, request.param)
+    assert found is not None, "the kernels did not compile"
+    return found
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Equal but for the order of float32 additions, and one rounding to the dtype."""
+    eps = torch.finfo(found.dtype).eps if found.dtype != torch.float32 else 16 * torch.finfo(torch.float32).eps
+    return torch.allclose(found.float(), expected.float(), rtol=eps, atol=eps * expected.abs().max().item() + 1e-30)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize(("inner", "features"), [(2, 1), (48, 31), (64, 32), (130, 97), (576, 192)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear(kernels: Kernels, inner: int, features: int, bias: bool) -> None:
+    states, weight = numbers(29, inner, dtype=kernels.dtype), numbers(features, inner, dtype=kernels.dtype, seed=1)
+    offset = numbers(features, seed=2) if bias else None
+    found = kernels.linear(states, kernels.pack(weight), offset, wide=False)
+    expected = states.double() @ weight.double().T + (offset.double() if offset is not None else 0)
+    assert close(found, expected.to(kernels.dtype))
+    assert torch.allclose(
+        kernels.linear(states, kernels.pack(weight), offset, wide=True).double(), expected, atol=1e-4, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_linear_does_not_depend_on_other_rows_or_threads(kernels: Kernels, threads: int) -> None:
+    states, packed = numbers(67, 96, dtype=kernels.dtype), kernels.pack(numbers(200, 96, seed=1))
+    whole = kernels.linear(states, packed, None, wide=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for count in range(1, 30):
+            part = kernels.linear(states[7 : 7 + count], packed, None, wide=True)
+            assert torch.equal(part, whole[7 : 7 + count])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_low_rank_updates_touch_their_rows_only(kernels: Kernels) -> None:
+    states, out = numbers(1, 40, 64, dtype=kernels.dtype), numbers(1, 40, 97, dtype=kernels.dtype, seed=1)
+    expected, segments = out.clone(), []
+    for first, rows, rank, scaling in ((3, 9, 4, 2.0), (12, 1, 8, 0.5), (20, 17, 34, 1.0)):
+        a, b = (numbers(*shape, seed=rank).to(kernels.dtype) / 8 for shape in ((rank, 64), (97, rank)))
+        segments.append(LowRankSegment(first, rows, kernels.pack(a), kernels.pack(b), scaling))
+        part = slice(first, first + rows)
+        expected[:, part] += linear(linear(states[:, part], a), b) * scaling
+    untouched = torch.cat([out[:, :3], out[:, 13:20], out[:, 37:]], dim=1)
+    kernels.add_low_rank(states, out, segments)
+    assert close(out, expected)
+    assert torch.equal(torch.cat([out[:, :3], out[:, 13:20], out[:, 37:]], dim=1), untouched)
+
+
+@pytest.mark.parametrize("dim", [8, 16, 33, 576])
+def test_rms_norm(kernels: Kernels, dim: int) -> None:
+    states, weight = numbers(5, dim, dtype=kernels.dtype), numbers(dim, dtype=kernels.dtype, seed=1)
+    wide = states.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    assert close(kernels.rms_norm(states, weight, 1e-6), weight * scaled.to(kernels.dtype))
+
+
+@pytest.mark.parametrize("count", [1, 16, 45])
+def test_silu_mul(kernels: Kernels, count: int) -> None:
+    gate, up = numbers(count, dtype=kernels.dtype) * 20, numbers(count, dtype=kernels.dtype, seed=1)
+    gate[0] = -200.0
+    assert close(kernels.silu_mul(gate, up), silu(gate) * up)
+
+
+def streams_of(lengths: list[int], seed: int) -> list[Stream]:
+    """Streams with that many tokens in the cache, in blocks handed out in a random order."""
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(seed)).tolist()
+    streams = []
+    for length in lengths:
+        blocks = array("q", (order.pop() for _ in range(length // 16 + 1)))
+        streams.append(Stream(None, None, [0] * (length + 1), length, blocks=blocks))
+    return streams
+
+
+@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize(("heads", "group", "key_dim", "value_dim"), [(3, 3, 64, 64), (1, 4, 12, 8), (2, 16, 32, 24)])
+def test_attention_equals_pytorchs(
+    kernels: Kernels, heads: int, group: int, key_dim: int, value_dim: int, window: int | None
+) -> None:
+    """Prompts in chunks of several sizes, then decodes, beside one another."""
+    shapes = {0: LayerShape(heads, key_dim, value_dim)}
+    native, gathered = NativeCache(shapes, 256, kernels), GatheredCache(shapes, 256, torch.float32, CPU)
+    streams = streams_of([150, 3, 64, 1], seed=3)
+    for sizes in ([1, 2, 40, 0], [80, 1, 23, 0], [68, 0, 0, 0], [1, 1, 1, 1]):
+        chunks = [Chunk(stream, size, False) for stream, size in zip(streams, sizes, strict=True) if size]
+        packed, tokens = pack(chunks), sum(sizes)
+        query = numbers(tokens, heads * group, key_dim, dtype=kernels.dtype, seed=tokens)
+        key = numbers(tokens, heads, key_dim, dtype=kernels.dtype, seed=tokens + 1)
+        value = numbers(heads, tokens, value_dim, dtype=kernels.dtype, seed=tokens + 2).transpose(0, 1)
+        found = native.step(packed).attend(0, query, key, value, 0.3, window)
+        expected = gathered.step(packed).attend(0, query.float(), key.float(), value.float(), 0.3, window)
+        assert close(found, expected.to(kernels.dtype))
+        for chunk in chunks:
+            chunk.stream.cached += chunk.count
+
+
+def test_attention_does_not_depend_on_chunks(kernels: Kernels) -> None:
+    """A prompt in one chunk, and token by token beside another sequence: the same bits."""
+    shapes, length = {0: LayerShape(2, 16, 16)}, 90
+    query, key, value = (numbers(length, n, 16, dtype=kernels.dtype, seed=n) for n in (6, 2, 2))
+
+    def run(sizes: list[int], *, beside: bool) -> Tensor:
+        cache, parts, first = NativeCache(shapes, 256, kernels), [], 0
+        stream, other = streams_of([length, length], seed=len(sizes))
+        for size in sizes:
+            chunks = [Chunk(stream, size, False)] + ([Chunk(other, 1, False)] if beside else [])
+            packed, part = pack(chunks), slice(first, first + size)
+            at = packed.starts[packed.chunks.index(chunks[0])]
+            rows = [torch.cat([x[:1], x[part]] if at else [x[part], x[: len(chunks) - 1]]) for x in (query, key, value)]
+            parts.append(cache.step(packed).attend(0, *rows, 0.25, None)[at : at + size])
+            first += size
+            for chunk in chunks:
+                chunk.stream.cached += chunk.count
+        return torch.cat(parts)
+
+    whole = run([length], beside=False)
+    assert torch.equal(run([1] * length, beside=True), whole)
+    assert torch.equal(run([7, 50, 33], beside=True), whole)
+
+
+SAMPLING = [
+    {"temperature": 0.0},
+    {},
+    {"temperature": 0.6},
+    {"temperature": 1e-40},
+    {"top_k": 5},
+    {"top_p": 0.5},
+    {"min_p": 0.1},
+    {"top_k": 40, "top_p": 0.8, "min_p": 0.05, "temperature": 1.7},
+    {"top_p": 1e-6},
+]
+
+
+@pytest.mark.parametrize("vocab", [17, 256, 3000])
+@pytest.mark.parametrize("peaked", [0.0, 1.0, 8.0])
+def test_draw_equals_pytorchs(vocab: int, peaked: float) -> None:
+    """Base and two ARMs with vocabularies of other sizes, ids excluded, weights of either sign, equal logits."""
+    kernels = kernels_for(CPU, torch.float32)
+    assert kernels is not None
+    sizes, excluded, rows = [vocab + 3, vocab, vocab + 1], [1, 4], 200
+    logits = [(numbers(rows, size, seed=size) * peaked).round(decimals=1) for size in sizes]
+    weights = np.ones((rows, 3), np.float32)
+    weights[:, 1], weights[:, 2] = 0.7, -0.4
+    uniforms = np.random.default_rng(0).random(rows).tolist()
+    params = [SamplingParams(**SAMPLING[row % len(SAMPLING)]) for row in range(rows)]
+    sampling = [RowSampling(p.top_k, p.temperature, p.top_p, p.min_p, u) for p, u in zip(params, uniforms, strict=True)]
+    addresses = [[one.data_ptr() + row * one.shape[1] * 4 for one in logits] for row in range(rows)]
+    tokens, logprobs = kernels.draw(addresses, weights, sizes, vocab, excluded, sampling)
+    scores = logits[0][:, :vocab] + torch.tensor(weights[:, 1:2]) * logits[1] - 0.4 * logits[2][:, :vocab]
+    scores[:, excluded] = -torch.inf
+    expected = draw(scores, params, uniforms)
+    differing = [row for row in range(rows) if tokens[row] != expected[row]]
+    assert len(differing) <= 1, "only a number that falls on a boundary may round differently"
+    for row in set(range(rows)) - set(differing):
+        token = tokens[row]
+        reported = [one[row].double().log_softmax(0)[token].item() for one in (scores, *logits)]
+        assert logprobs[row] == pytest.approx(reported, abs=2e-5)
+
+
+def test_draw_says_where_there_is_nothing_to_draw_from() -> None:
+    kernels = kernels_for(CPU, torch.float32)
+    assert kernels is not None
+    logits = torch.zeros(3, 40)
+    logits[0], logits[2, 7] = torch.nan, torch.inf
+    addresses = [[logits.data_ptr() + row * 160] for row in range(3)]
+    how = [RowSampling(0, 1.0, 1.0, 0.0, 0.5)] * 3
+    tokens, _ = kernels.draw(addresses, np.ones((3, 1), np.float32), [40], 40, [], how)
+    assert tokens == [-1, 20, -1]
+
+
+def test_no_compiler_means_pytorchs_operations(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    from models.native import build
+
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    build.library.cache_clear()
+    try:
+        assert build.library(None) is None
+        assert "no C compiler" in caplog.text
+    finally:
+        build.library.cache_clear()
+
+
+def test_a_failing_compiler_means_pytorchs_operations(
+    monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Any
+) -> None:
+    from models.native import build
+
+    monkeypatch.setattr(build, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(build, "FLAGS", ("-no-such-flag",))
+    build.library.cache_clear()
+    try:
+        assert build.library(None) is None
+        assert "do not compile" in caplog.text
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        build.library.cache_clear()
+
+
+def test_float16_and_other_devices_run_on_pytorch() -> None:
+    assert kernels_for(CPU, torch.float16) is None
+    assert kernels_for(torch.device("meta"), torch.float32) is None
