@@ -7,6 +7,9 @@ from typing import Any
 
 from models.sequence import Chunk, Sequence, Stream
 
+FEWEST_PREFILL_TOKENS = 64
+"""A step beside many decodes runs at least so many prompt tokens, so that long prompts get on."""
+
 
 @dataclass
 class Plan:
@@ -25,9 +28,14 @@ class Scheduler:
     a cache is full later, the youngest running sequence gives its blocks back and is computed again, with the same
     outcome, since its draws depend on (seed, row, sample, position) alone.
 
+    A stream whose next block is already in the cache, because another stream of the same model began with the same
+    tokens, shares it. That other stream may run those tokens in this very step: in each layer, all keys and values of a
+    step are written before any are read.
+
     Args:
         max_running: how many sequences may run at once.
-        prefill_tokens: how many prompt tokens a backbone runs in a step, beside the decodes.
+        prefill_tokens: how many prompt tokens a backbone runs in a step. Once half of the places decode, it runs fewer,
+            so that a long prompt does not hold up the others.
     """
 
     def __init__(self, max_running: int, prefill_tokens: int) -> None:
@@ -43,60 +51,69 @@ class Scheduler:
 
     def remove(self, gone: Iterable[Sequence]) -> None:
         """Forget sequences that finished or were cancelled, and free their blocks."""
-        gone = list(gone)
+        gone = set(gone)
+        if not gone:
+            return
         for sequence in gone:
             _release(sequence)
         self.running = [sequence for sequence in self.running if sequence not in gone]
         self.waiting = deque(sequence for sequence in self.waiting if sequence not in gone)
 
+    def preempt_all(self) -> None:
+        """Put what runs back to the front of the queue, to be computed again; nothing in the caches is trusted."""
+        for sequence in reversed(self.running):
+            _release(sequence)
+            self.waiting.appendleft(sequence)
+            for stream in sequence.streams:
+                stream.backbone.pool.forget()
+        self.preemptions += len(self.running)
+        self.running = []
+
     def schedule(self) -> Plan:
         """The next step; empty when there is nothing to run."""
         plan = Plan()
-        budgets: dict[Any, int] = {}
+        budgets = _Budgets(self._prefill_budget())
         for sequence in list(self.running):
             if sequence in self.running:  # it may have given way to an older one
                 self._advance(sequence, plan, budgets)
-        while self.waiting and self._can_admit(self.waiting[0], budgets):
-            sequence = self.waiting.popleft()
+        while self.waiting and len(self.running) < self.max_running and budgets.has_left(self.waiting[0]):
+            sequence = self.waiting[0]
             for stream in sequence.streams:
-                stream.backbone.pool.grow(stream.blocks, len(stream.tokens))
-            self.running.append(sequence)
+                _share(stream)
+            if not self._has_memory_for(sequence):
+                _release(sequence)
+                break
+            self.running.append(self.waiting.popleft())
             self._advance(sequence, plan, budgets)
         return plan
 
-    def _can_admit(self, sequence: Sequence, budgets: dict[Any, int]) -> bool:
-        """Whether there is a place, prefill budget, and memory that leaves each running sequence a block to grow."""
-        if len(self.running) >= self.max_running:
-            return False
-        if any(budgets.get(stream.backbone, self.prefill_tokens) <= 0 for stream in sequence.streams):
-            return False
-        needed = _missing_blocks((stream, len(stream.tokens)) for stream in sequence.streams)
+    def _prefill_budget(self) -> int:
+        decodes = sum(sequence.is_decoding for sequence in self.running)
+        if 2 * decodes < self.max_running:
+            return self.prefill_tokens
+        return min(self.prefill_tokens, max(FEWEST_PREFILL_TOKENS, 2 * decodes))
+
+    def _has_memory_for(self, sequence: Sequence) -> bool:
+        """Whether a new sequence leaves each running one the blocks that its prompt still needs, and one to grow."""
+        needed = _missing_blocks(
+            (stream, len(stream.tokens)) for one in (*self.running, sequence) for stream in one.streams
+        )
         return all(pool.free >= blocks + len(self.running) for pool, blocks in needed.items())
 
-    def _advance(self, sequence: Sequence, plan: Plan, budgets: dict[Any, int]) -> None:
+    def _advance(self, sequence: Sequence, plan: Plan, budgets: "_Budgets") -> None:
         """Plan a sequence's next tokens, if memory allows."""
-        counts = self._counts(sequence, budgets)
+        for stream in sequence.streams:
+            _share(stream)
+        counts = budgets.counts(sequence)
         if not self._make_room(sequence, counts):
             return
         is_ready = all(count == stream.pending for stream, count in zip(sequence.streams, counts, strict=True))
         for stream, count in zip(sequence.streams, counts, strict=True):
             if count:
-                stream.backbone.pool.grow(stream.blocks, stream.cached + count)
+                _take(stream, count)
                 plan.chunks.setdefault(stream.backbone, []).append(Chunk(stream, count, wants_logits=is_ready))
         if is_ready:
             plan.ready.append(sequence)
-
-    def _counts(self, sequence: Sequence, budgets: dict[Any, int]) -> list[int]:
-        """How many tokens each stream runs: within the budget all but the last, and that one in all streams or none."""
-        counts = []
-        for stream in sequence.streams:
-            left = budgets.get(stream.backbone, self.prefill_tokens)
-            count = min(stream.pending - 1, left)
-            budgets[stream.backbone] = left - count
-            counts.append(count)
-        if all(count == stream.pending - 1 for stream, count in zip(sequence.streams, counts, strict=True)):
-            counts = [count + 1 for count in counts]
-        return counts
 
     def _make_room(self, sequence: Sequence, counts: list[int]) -> bool:
         """Free blocks for a sequence by preempting the youngest; False when that was the sequence itself."""
@@ -108,6 +125,47 @@ class Scheduler:
             if youngest is sequence:
                 return False
         return True
+
+
+class _Budgets:
+    """How many more prompt tokens each backbone may run in a step."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._left: dict[Any, int] = {}
+
+    def has_left(self, sequence: Sequence) -> bool:
+        """Whether a new sequence could begin."""
+        return all(self._left.get(stream.backbone, self._tokens) > 0 for stream in sequence.streams)
+
+    def counts(self, sequence: Sequence) -> list[int]:
+        """How many tokens each stream runs: within the budget all but the last, and that one in all streams or none."""
+        counts = []
+        for stream in sequence.streams:
+            left = self._left.get(stream.backbone, self._tokens)
+            count = min(stream.pending - 1, left)
+            self._left[stream.backbone] = left - count
+            counts.append(count)
+        if all(count == stream.pending - 1 for stream, count in zip(sequence.streams, counts, strict=True)):
+            counts = [count + 1 for count in counts]
+        return counts
+
+
+def _share(stream: Stream) -> None:
+    """Take the blocks that hold the stream's next tokens already, but for its last token, whose logits are wanted."""
+    pool = stream.backbone.pool
+    while stream.cached == len(stream.blocks) * pool.block_size and stream.pending > pool.block_size:
+        if not pool.share(stream.blocks, stream.digest(len(stream.blocks), pool.block_size)):
+            return
+        stream.cached += pool.block_size
+
+
+def _take(stream: Stream, count: int) -> None:
+    """Take blocks for the next tokens, and offer those that they fill."""
+    pool, end = stream.backbone.pool, stream.cached + count
+    pool.grow(stream.blocks, end)
+    for block in range(stream.cached // pool.block_size, end // pool.block_size):
+        pool.publish(stream.blocks[block], stream.digest(block, pool.block_size))
 
 
 def _missing_blocks(needs: Iterable[tuple[Stream, int]]) -> dict[Any, int]:

@@ -1,11 +1,14 @@
 """A sample in flight: its state, its tokens in every model, and its rewards so far."""
 
+import hashlib
 from array import array
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
 from models.spec import SamplingParams
+
+DIGEST_BYTES = 16
 
 
 @dataclass(eq=False)
@@ -22,6 +25,21 @@ class Stream:
     """How many leading tokens have their keys and values in the cache."""
     blocks: "array[int]" = field(default_factory=lambda: array("q"))
     """The block table: where in the cache its tokens lie, block by block; int64, which kernels read as it is."""
+
+    _digests: list[bytes] = field(default_factory=list)
+
+    def digest(self, block: int, block_size: int) -> bytes:
+        """What the stream's full block number `block` holds: a digest of the adapter and of all tokens up to its end.
+
+        Args:
+            block_size: tokens per block.
+        """
+        while len(self._digests) <= block:
+            first = len(self._digests) * block_size
+            before = self._digests[-1] if self._digests else (self.adapter or "").encode()
+            tokens = array("q", self.tokens[first : first + block_size]).tobytes()
+            self._digests.append(hashlib.blake2b(before + tokens, digest_size=DIGEST_BYTES).digest())
+        return self._digests[block]
 
     @property
     def pending(self) -> int:
@@ -57,6 +75,11 @@ class Sequence:
     base_logprobs: list[float] = field(default_factory=list)
     token_rewards: list[list[float]] = field(default_factory=list)
     """One list per ARM."""
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its prompts have been run, so that each step gives a token."""
+        return all(stream.pending == 1 for stream in self.streams)
 
     def append(self, token: int, logprob: float, base_logprob: float, rewards: Items[float]) -> None:
         """Add a drawn token to the response and to every stream."""

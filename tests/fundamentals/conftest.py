@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,22 @@ class Simulation:
         self.backbones = backbones
         self.finished: list[Sample] = []
         self.added: list[Sample] = []
+        self.same_beginnings = False
+        self._numbers = count(1)
 
     def add(self, prompts: Sequence[tuple[int, int]], new_tokens: int) -> Sample:
         """Queue a sequence with a stream for each (backbone, prompt tokens)."""
-        streams = [Stream(self.backbones[index], None, list(range(tokens)), tokens) for index, tokens in prompts]
+        streams = [Stream(self.backbones[index], None, self._prompt(tokens), tokens) for index, tokens in prompts]
         sampling = SamplingParams(max_new_tokens=new_tokens)
         sample = Sample(None, 0, len(self.added), sampling, [], streams, token_rewards=[[] for _ in prompts[1:]])
         self.added.append(sample)
         self.scheduler.add(sample)
         return sample
+
+    def _prompt(self, tokens: int) -> list[int]:
+        """A prompt that begins like no other, unless all prompts are to begin the same."""
+        first = 0 if self.same_beginnings else next(self._numbers) * 1000
+        return list(range(first, first + tokens))
 
     def step(self) -> Plan:
         """One step: schedule, check, run, append a token to what is ready, remove what is finished."""
@@ -57,9 +65,9 @@ class Simulation:
 
     def run(self, limit: int = 10_000) -> int:
         """Step until nothing is left; the number of steps."""
-        for count in range(limit):
+        for steps in range(limit):
             if not self.step().chunks:
-                return count
+                return steps
         raise AssertionError(f"not finished after {limit} steps")
 
     def _check(self, plan: Plan) -> None:
@@ -81,19 +89,23 @@ class Simulation:
         self.check_blocks()
 
     def check_blocks(self) -> None:
-        """Every block is free or in the table of one running sequence."""
+        """Every block is free or in a running sequence's table; tables that share one hold the same tokens in it."""
         for backbone in self.backbones:
             streams = [stream for sample in self.scheduler.running for stream in sample.streams]
-            owned = [block for stream in streams if stream.backbone is backbone for block in stream.blocks]
-            assert len(set(owned)) == len(owned)
-            assert len(owned) + backbone.pool.free == backbone.pool.count
+            held: dict[int, set[tuple[int, ...]]] = {}
+            size = backbone.pool.block_size
+            for stream in streams:
+                for index, block in enumerate(stream.blocks if stream.backbone is backbone else []):
+                    held.setdefault(block, set()).add(tuple(stream.tokens[: (index + 1) * size]))
+            assert all(len(beginnings) == 1 for beginnings in held.values())
+            assert len(held) + backbone.pool.free == backbone.pool.count
 
 
 @pytest.fixture
 def simulate() -> Callable[..., Simulation]:
     def make(blocks: Sequence[int] = (64, 64), block_size: int = 4, **limits: Any) -> Simulation:
         scheduler = Scheduler(**{"max_running": 4, "prefill_tokens": 8, **limits})
-        return Simulation(scheduler, [PoolOnly(BlockPool(count, block_size)) for count in blocks])
+        return Simulation(scheduler, [PoolOnly(BlockPool(size, block_size)) for size in blocks])
 
     return make
 

@@ -21,13 +21,14 @@ def blocks_to_hold(prompts: list[tuple[int, int]], new_tokens: int, backbone: in
 @settings(
     deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(ARRIVALS, CANCELS, LIMITS, st.integers(0, 6))
+@given(ARRIVALS, CANCELS, LIMITS, st.integers(0, 6), st.booleans())
 def test_all_that_fits_alone_ends_and_no_block_leaks(
-    simulate: Any, arrivals: list[Any], cancels: list[tuple[int, int]], limits: dict[str, int], spare: int
+    simulate: Any, arrivals: list[Any], cancels: list[tuple[int, int]], limits: dict[str, int], spare: int, same: bool
 ) -> None:
     """Memory for the largest sequence alone and a little more: much preemption, arrivals and cancels at any step."""
     blocks = [spare + max(blocks_to_hold(prompts, new, one) for _, prompts, new in arrivals) for one in (0, 1)]
     world = simulate([max(count, 1) for count in blocks], BLOCK_SIZE, **limits)
+    world.same_beginnings = same
     cancelled = []
     for step in range(41):
         for at, prompts, new_tokens in arrivals:
@@ -148,3 +149,75 @@ def test_removing_what_waits_or_runs_or_is_gone(simulate: Any) -> None:
 
 def test_nothing_to_do_is_an_empty_plan(simulate: Any) -> None:
     assert simulate().step().chunks == {}
+
+
+def test_samples_of_a_prompt_run_it_once_in_the_same_step(simulate: Any) -> None:
+    world = simulate(prefill_tokens=100)
+    world.same_beginnings = True
+    samples = [world.add([(0, 18), (1, 11)], 2) for _ in range(4)]
+    plan = world.step()
+    first, second = world.backbones
+    assert [chunk.count for chunk in plan.chunks[first]] == [18, 2, 2, 2]  # four blocks of four are shared
+    assert [chunk.count for chunk in plan.chunks[second]] == [11, 3, 3, 3]
+    assert plan.ready == samples
+    assert first.pool.count - first.pool.free == 4 + 4  # and each has a block of its own
+
+
+def test_a_prompt_in_chunks_is_shared_once_it_has_been_run(simulate: Any) -> None:
+    world = simulate(prefill_tokens=8)
+    world.same_beginnings = True
+    world.add([(0, 30)], 1)
+    world.add([(0, 30)], 1)
+    assert world.run() == 4
+
+
+def test_a_prompt_that_was_run_before_is_shared_while_it_stays(simulate: Any) -> None:
+    world = simulate([8], prefill_tokens=100)
+    world.same_beginnings = True
+    world.add([(0, 16)], 1)
+    world.run()
+    world.add([(0, 16)], 1)
+    (chunk,) = world.step().chunks[world.backbones[0]]
+    assert chunk.count == 4  # three blocks of four; the last token has to run, and with it its block
+    world.same_beginnings = False
+    world.add([(0, 32)], 1)  # needs all the memory
+    world.run()
+    world.same_beginnings = True
+    world.add([(0, 16)], 1)
+    (chunk,) = world.step().chunks[world.backbones[0]]
+    assert chunk.count == 16
+
+
+def test_adapters_share_nothing(simulate: Any) -> None:
+    world = simulate(prefill_tokens=100)
+    world.same_beginnings = True
+    world.add([(0, 16)], 1)
+    world.add([(0, 16)], 1).streams[0].adapter = "other"
+    assert [chunk.count for chunk in world.step().chunks[world.backbones[0]]] == [16, 16]
+
+
+def test_beside_many_decodes_a_long_prompt_goes_in_small_chunks(simulate: Any) -> None:
+    world = simulate([4000], prefill_tokens=512, max_running=41)
+    for _ in range(40):
+        world.add([(0, 2)], 20)
+    world.step()
+    world.add([(0, 900)], 1)
+    chunks = [max(chunk.count for chunk in world.step().chunks[world.backbones[0]]) for _ in range(3)]
+    assert chunks == [80, 80, 80]  # two for each decode
+    for sample in world.added[:30]:
+        world.scheduler.remove([sample])
+    assert max(chunk.count for chunk in world.step().chunks[world.backbones[0]]) == 512  # few decodes wait for it
+
+
+def test_after_a_failed_step_everything_is_computed_again(simulate: Any) -> None:
+    world = simulate(prefill_tokens=100)
+    world.same_beginnings = True
+    samples = [world.add([(0, 18)], 3) for _ in range(3)]
+    world.step()
+    world.scheduler.schedule()  # a step that did not get to run
+    world.scheduler.preempt_all()
+    assert world.scheduler.running == []
+    assert list(world.scheduler.waiting) == samples
+    assert [chunk.count for chunk in world.step().chunks[world.backbones[0]]] == [19, 3, 3]
+    world.run()
+    assert world.finished == samples
