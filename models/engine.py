@@ -7,10 +7,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from models.completion import Completion, FinishReason
-from models.errors import RowError
+from models.errors import RowError, first_line
 from models.guided import GuidedModel
-from models.scheduler import Scheduler
+from models.scheduler import Plan, Scheduler
 from models.sequence import Sequence
 from models.spec import GenerationSpec, PromptRow
 from models.step import Drawn, StepLogits, draw_tokens
@@ -19,6 +21,7 @@ from models.zoo import Zoo
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = "the row does not fit into memory, even alone"
 NOT_FINITE = "the models give no finite logits (NaN or infinity) for this row; their weights may be broken"
 
 
@@ -51,6 +54,8 @@ class EngineStats:
     prompt_tokens: int
     preemptions: int
     steps: int
+    kv_cache_usage: float
+    """Share of the fullest KV cache that sequences hold, 0 to 1."""
 
 
 @dataclass(eq=False)
@@ -81,6 +86,7 @@ class Engine:
             settings.use_kernels,
             self._running_lock,
         )
+        self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
         self._arrived: deque[EngineRequest] = deque()
         self._requests: set[EngineRequest] = set()
@@ -140,6 +146,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             preemptions=self._scheduler.preemptions,
             steps=self._steps,
+            kv_cache_usage=max((1 - pool.free / pool.count for pool in self._zoo.pools()), default=0.0),
         )
 
     def _loop(self) -> None:
@@ -148,26 +155,44 @@ class Engine:
                 self._wakeup.wait_for(lambda: self._stopping or self._arrived or self._requests)
                 if self._stopping:
                     return
-            try:
-                self.step()
-            except Exception as error:
-                log.exception("the engine failed in a step; its rows fail")
-                self._fail_all(error)
+            self.step()
 
     def step(self) -> bool:
         """Schedule, run, sample, collect; False when there was nothing to do."""
         self._take_arrivals()
         plan = self._scheduler.schedule()
         if not plan.chunks:
+            self._scheduler.max_running = self._max_running
             return False
+        try:
+            drawn = self._run(plan)
+        except Exception as error:
+            self._recover(error)
+        else:
+            self._collect(drawn)
+        self._steps += 1
+        return True
+
+    def _run(self, plan: Plan) -> list[Drawn]:
         with self._running_lock:
             logits = StepLogits()
             for backbone, chunks in plan.chunks.items():
                 logits.run(backbone, chunks)
-            drawn = draw_tokens([(s.request.guided, s) for s in plan.ready], logits) if plan.ready else []
-        self._collect(drawn)
-        self._steps += 1
-        return True
+            return draw_tokens([(s.request.guided, s) for s in plan.ready], logits) if plan.ready else []
+
+    def _recover(self, error: Exception) -> None:
+        """After a step that failed: with too little memory run half as many at once; else the rows in work fail."""
+        running = list(self._scheduler.running)
+        self._scheduler.preempt_all()
+        if not _is_out_of_memory(error):
+            log.error("the engine failed in a step; its rows fail", exc_info=error)
+            self._fail_all(error)
+        elif len(running) > 1:
+            self._scheduler.max_running = len(running) // 2
+            log.warning("out of memory with %d sequences; going on with %d at once", len(running), len(running) // 2)
+        else:
+            for sequence in running:
+                self._fail(sequence.request, RowError("out_of_memory", f"{OUT_OF_MEMORY} ({first_line(error)})"))
 
     def _take_arrivals(self) -> None:
         while self._arrived:
@@ -214,6 +239,11 @@ class Engine:
         self._drop(request)
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _resolve(request: EngineRequest) -> None:

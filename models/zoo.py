@@ -8,6 +8,7 @@ import torch
 
 from models.adapters import read_updates
 from models.backbone import Backbone
+from models.blocks import BlockPool
 from models.errors import SpecError
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, describe, load_weights
@@ -109,6 +110,10 @@ class Zoo:
                 self._loaded(base, None, placement),
                 tuple(self._loaded(arm, one, placement) for arm, one in zip(arms, spec.arms, strict=True)),
             )
+
+    def pools(self) -> list[BlockPool]:
+        """The KV caches' accounting, one of each backbone."""
+        return [backbone.pool for backbone in list(self._backbones.values())]
 
     def _loaded(self, description: Description, arm: ArmSpec | None, placement: Placement) -> LoadedModel:
         backbone = self._backbone(description, placement)
