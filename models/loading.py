@@ -1,6 +1,6 @@
 """From a reference to a model's description (tokenizer, template, limits), and to its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ def _describe_adapter(source: Source, home: Path, base: Description | None, temp
     if (source.folder / "tokenizer_config.json").is_file():
         tokenizer = _read(source, "tokenizer")
     chosen = template or tokenizer.chat_template or backbone.template
+    if tokenizer is backbone.tokenizer:
+        return replace(backbone, source=source, template=chosen)
     return _description(source, backbone.source, backbone.config, tokenizer, chosen)
 
 

@@ -1,5 +1,7 @@
 """The block cache and attention of the kernels."""
 
+import mmap
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -51,8 +53,8 @@ class NativeCache:
 
 
 def _zeros(count: int, dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only once they are written: numpy leaves that to the operating system, torch does not."""
-    return torch.from_numpy(np.zeros(count * dtype.itemsize, np.uint8)).view(dtype)
+    """Zeros that take memory page by page as they are written (torch.zeros writes all, numpy asks for huge pages)."""
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)
 
 
 class NativeAttention:

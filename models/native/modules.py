@@ -74,6 +74,8 @@ def use_kernels(model: Any, kernels: Kernels) -> None:
             fused_mlp = FusedGatedMLP(kernels, module)
             if _agree(fused_mlp, module):
                 model.set_submodule(name, fused_mlp)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # what is left lets go of the mapped file, which counts as memory
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
