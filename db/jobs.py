@@ -149,13 +149,13 @@ def _progress(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[
     ]
 
 
-def lock(connection: sa.Connection, job_id: str) -> Job | None:
+def lock(connection: sa.Connection, job_id: str, *, shared: bool = False) -> Job | None:
     """Lock a job's row until the transaction ends; None when the job is gone.
 
     Everything that may end a job takes this lock first: of two workers that finish the last two shards, the second
-    sees what the first did.
+    sees what the first did. A shared lock only keeps the job as it is.
     """
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id).with_for_update(read=shared)).one_or_none()
     return None if row is None else _job(row)
 
 
@@ -216,7 +216,9 @@ def retry_failed(ledger: Ledger, job_id: str) -> int:
             shards.c.job_id == job.id, sa.or_(shards.c.failed_rows > 0, shards.c.completed_rows < shards.c.row_count)
         )
         connection.execute(
-            reopened.values(state=ShardState.OPEN, failed_rows=0, attempts=0, published_at=None, lease_owner=None)
+            reopened.values(
+                state=ShardState.OPEN, failed_rows=0, attempts=0, lone_attempts=0, published_at=None, lease_owner=None
+            )
         )
         left = sa.select(sa.func.coalesce(sa.func.sum(shards.c.row_count - shards.c.completed_rows), 0))
         count = int(connection.execute(left.where(shards.c.job_id == job.id)).scalar_one())
@@ -248,6 +250,8 @@ def fail_job(ledger: Ledger, job_id: str, code: str, message: str) -> None:
         if job is None or job.status.is_final:
             return
         of_job = shards.c.job_id == job_id
+        # In the order in which group commits and heartbeats lock shards, against deadlocks.
+        connection.execute(sa.select(shards.c.id).where(of_job).order_by(shards.c.id).with_for_update())
         connection.execute(
             sa.update(shards)
             .where(of_job, shards.c.state != ShardState.DONE)

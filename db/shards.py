@@ -6,7 +6,7 @@ A shard is a run of rows of one job. Its states:
       ▲              │ (a message got lost)  │ release, or its lease ran out
       └──────────────┴───────────────────────┘             (cancelled, where its job is)
 
-Invariants:
+`publishing.py` has `due`, `rescue.py` what happens when a lease ran out. Invariants:
 1. A claim counts `lease_token` up. Who writes shows the token, which is checked under a lock in the transaction of the
    write: a worker that lost its lease writes nothing, however late it comes.
 2. A completion is unique by (request, sample), so that a transaction repeated after a lost answer changes nothing.
@@ -24,26 +24,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from db.clock import from_now, now
-from db.jobs import Job, fail_pending_rows, finish_if_done, lock
+from db.faults import Point, reach
+from db.jobs import Job, finish_if_done, lock
 from db.outcomes import NewCompletion, RowOutcome, insert_outcomes
 from db.session import Ledger, reading, writing
 from db.tables import JobStatus, ShardState, completions, jobs, requests, shards
 
-__all__ = ["Heartbeat", "Lease", "NewCompletion", "RequestRow", "RowOutcome", "Ticket", "Written"]
+__all__ = ["Heartbeat", "Lease", "NewCompletion", "RequestRow", "RowOutcome", "Written"]
 
 ACTIVE = (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
-JOBS_AT_ONCE = 100
-TICKETS_AT_ONCE = 1000
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A shard whose id is to be sent to the queue."""
-
-    shard_id: int
-    job_id: str
-    priority: int
-    """0 to 9; 9 runs first."""
+HAS_OUTCOME = sa.exists().where(completions.c.request_id == requests.c.id)
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,11 @@ class Lease:
     token: int
     owner: str
     attempt: int
-    """How many workers lost this shard before."""
+    """How many workers lost this shard, or the one it was split from, before."""
+    is_suspect: bool = False
+    """The one row left to do lost a worker before: it must run alone in its worker, see `begin_alone`."""
+    lone_attempts: int = 0
+    """How many workers lost that row while it ran alone."""
 
 
 @dataclass(frozen=True)
@@ -90,83 +84,10 @@ class Written:
     """Shards whose lease is gone; nothing was written for them."""
 
 
-def due(ledger: Ledger, *, window: int, republish_after_seconds: float) -> list[Ticket]:
-    """Mark shards as published and return them, for the queue.
-
-    At most `window` shards of a job are published or leased at once. Jobs take turns; those of higher priority first.
-
-    Args:
-        ledger: the database.
-        window: shards of one job.
-        republish_after_seconds: a shard published so long ago, and claimed by nobody, is published again.
-    """
-    with writing(ledger) as connection:
-        published = connection.execute(_active_jobs_with_open_shards()).all()
-        tickets = _republish(connection, republish_after_seconds)
-        turns: list[tuple[int, int, Ticket]] = []
-        for job_id, priority in published:
-            if lock(connection, job_id) is None:
-                continue
-            for turn, shard_id in enumerate(_publish(connection, job_id, window)):
-                turns.append((-priority, turn, Ticket(shard_id, job_id, priority)))
-    return tickets + [ticket for *_, ticket in sorted(turns, key=lambda entry: entry[:2])]
-
-
-def _active_jobs_with_open_shards() -> sa.Select[Any]:
-    has_open = sa.exists().where(shards.c.job_id == jobs.c.id, shards.c.state == ShardState.OPEN)
-    return (
-        sa.select(jobs.c.id, jobs.c.priority)
-        .where(jobs.c.status.in_(ACTIVE), has_open)
-        .order_by(jobs.c.priority.desc(), jobs.c.id)
-        .limit(JOBS_AT_ONCE)
-    )
-
-
-def _republish(connection: sa.Connection, after_seconds: float) -> list[Ticket]:
-    stale = (
-        sa.select(shards.c.id)
-        .where(shards.c.state == ShardState.PUBLISHED, shards.c.published_at < from_now(-after_seconds))
-        .order_by(shards.c.id)
-        .limit(TICKETS_AT_ONCE)
-        .with_for_update(skip_locked=True)
-    )
-    priority = sa.select(jobs.c.priority).where(jobs.c.id == shards.c.job_id).scalar_subquery()
-    again = (
-        sa.update(shards)
-        .where(shards.c.id.in_(stale))
-        .values(published_at=now())
-        .returning(shards.c.id, shards.c.job_id, priority)
-    )
-    return [Ticket(*row) for row in sorted(connection.execute(again).tuples())]
-
-
-def _publish(connection: sa.Connection, job_id: str, window: int) -> list[int]:
-    of_job = shards.c.job_id == job_id
-    busy = sa.select(sa.func.count()).where(of_job, shards.c.state.in_((ShardState.PUBLISHED, ShardState.LEASED)))
-    room = window - int(connection.execute(busy).scalar_one())
-    if room <= 0:
-        return []
-    first = sa.select(shards.c.id).where(of_job, shards.c.state == ShardState.OPEN)
-    chosen = first.order_by(shards.c.first_row).limit(room)
-    published = sa.update(shards).where(shards.c.id.in_(chosen)).returning(shards.c.id)
-    values = {"state": ShardState.PUBLISHED, "published_at": now()}
-    return sorted(connection.execute(published.values(values)).scalars())
-
-
-def unpublish(ledger: Ledger, shard_ids: Collection[int]) -> None:
-    """Take back the mark of `due` from shards whose message could not be sent."""
-    with writing(ledger) as connection:
-        connection.execute(
-            sa.update(shards)
-            .where(shards.c.id.in_(shard_ids), shards.c.state == ShardState.PUBLISHED)
-            .values(state=ShardState.OPEN, published_at=None)
-        )
-
-
 def claim(ledger: Ledger, shard_id: int, owner: str, lease_seconds: float) -> Lease | None:
     """Lease a shard; None when it is not to be had: somebody has it, it is done, or its job has ended."""
     with writing(ledger) as connection:
-        job = _lock_job_of(connection, shard_id)
+        job = lock_job_of(connection, shard_id, shared=True)
         if job is None or job.status not in ACTIVE:
             return None
         claimed = (
@@ -178,7 +99,7 @@ def claim(ledger: Ledger, shard_id: int, owner: str, lease_seconds: float) -> Le
                 lease_owner=owner,
                 lease_expires_at=from_now(lease_seconds),
             )
-            .returning(shards.c.lease_token, shards.c.attempts)
+            .returning(shards.c.lease_token, shards.c.attempts, shards.c.lone_attempts)
         )
         row = connection.execute(claimed).one_or_none()
         if row is None:
@@ -186,12 +107,33 @@ def claim(ledger: Ledger, shard_id: int, owner: str, lease_seconds: float) -> Le
         if job.status is JobStatus.QUEUED:
             started = {"status": JobStatus.IN_PROGRESS, "started_at": now()}
             connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(started))
-        return Lease(shard_id, job.id, row.lease_token, owner, row.attempts)
+        is_suspect = row.attempts > 0 and len(pending_indices(connection, shard_id, limit=2)) == 1
+        return Lease(shard_id, job.id, row.lease_token, owner, row.attempts, is_suspect, row.lone_attempts)
 
 
-def _lock_job_of(connection: sa.Connection, shard_id: int) -> Job | None:
-    job_id = connection.execute(sa.select(shards.c.job_id).where(shards.c.id == shard_id)).scalar_one_or_none()
-    return None if job_id is None else lock(connection, job_id)
+def lock_job_of(connection: sa.Connection, shard_id: int, *, shared: bool = False) -> Job | None:
+    """Lock the job of a shard; None when either is gone. Shared, claims of one job do not wait for each other."""
+    found = connection.execute(
+        sa.select(shards.c.job_id, jobs.c.status)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(shards.c.id == shard_id)
+    ).one_or_none()
+    if found is None:
+        return None
+    # The first claim writes the job's row: upgrading a shared lock could deadlock with another first claim.
+    return lock(connection, found.job_id, shared=shared and found.status != JobStatus.QUEUED)
+
+
+def begin_alone(ledger: Ledger, lease: Lease) -> bool:
+    """Count that a suspect row begins while its worker runs nothing else: a death now is its own doing.
+
+    Returns:
+        False: the lease was lost.
+    """
+    with writing(ledger) as connection:
+        held = _lock_held(connection, [lease])
+        connection.execute(sa.update(shards).where(shards.c.id.in_(held)).values(lone_attempts=lease.lone_attempts + 1))
+    return bool(held)
 
 
 def _lock_held(connection: sa.Connection, leases: Collection[Lease]) -> set[int]:
@@ -224,18 +166,23 @@ def heartbeat(ledger: Ledger, leases: Collection[Lease], lease_seconds: float) -
 
 def pending_rows(ledger: Ledger, lease: Lease) -> list[RequestRow]:
     """The rows of a leased shard that have no outcome yet, in order."""
-    has_outcome = sa.exists().where(completions.c.request_id == requests.c.id)
     query = (
         sa.select(requests.c.id, requests.c.row_index, requests.c.row)
-        .where(_rows_of(lease.shard_id), ~has_outcome)
+        .where(rows_of(lease.shard_id), ~HAS_OUTCOME)
         .order_by(requests.c.row_index)
     )
     with reading(ledger) as connection:
         return [RequestRow(*row) for row in connection.execute(query).tuples()]
 
 
-def _rows_of(shard_id: int) -> sa.ColumnElement[bool]:
-    """Requests that belong to a shard."""
+def pending_indices(connection: sa.Connection, shard_id: int, limit: int | None = None) -> list[int]:
+    """Where in the dataset the rows of a shard stand that have no outcome yet, in order."""
+    query = sa.select(requests.c.row_index).where(rows_of(shard_id), ~HAS_OUTCOME).order_by(requests.c.row_index)
+    return list(connection.execute(query.limit(limit)).scalars())
+
+
+def rows_of(shard_id: int) -> sa.ColumnElement[bool]:
+    """The requests that belong to a shard."""
     first = sa.select(shards.c.first_row).where(shards.c.id == shard_id).scalar_subquery()
     count = sa.select(shards.c.row_count).where(shards.c.id == shard_id).scalar_subquery()
     job_id = sa.select(shards.c.job_id).where(shards.c.id == shard_id).scalar_subquery()
@@ -252,6 +199,7 @@ def write(ledger: Ledger, outcomes: Sequence[RowOutcome]) -> Written:
         new = [outcome for outcome in kept if outcome.request_id in new_requests]
         for shard_id in sorted({outcome.lease.shard_id for outcome in new}):
             _count(connection, shard_id, [outcome for outcome in new if outcome.lease.shard_id == shard_id])
+        reach(Point.INSIDE_COMMIT)
     return Written(len(new), len(kept) - len(new), {lease.shard_id for lease in leases} - held)
 
 
@@ -277,20 +225,14 @@ def complete(ledger: Ledger, lease: Lease) -> bool:
     """
     with writing(ledger) as connection:
         job = lock(connection, lease.job_id)
-        if job is None or not _lock_held(connection, [lease]) or _has_pending_rows(connection, lease.shard_id):
+        if job is None or not _lock_held(connection, [lease]) or pending_indices(connection, lease.shard_id, limit=1):
             return False
-        _end(connection, lease.shard_id, ShardState.DONE)
+        end(connection, lease.shard_id, ShardState.DONE)
         finish_if_done(connection, job)
         return True
 
 
-def _has_pending_rows(connection: sa.Connection, shard_id: int) -> bool:
-    has_outcome = sa.exists().where(completions.c.request_id == requests.c.id)
-    query = sa.select(sa.literal(1)).select_from(requests).where(_rows_of(shard_id), ~has_outcome).limit(1)
-    return connection.execute(query).first() is not None
-
-
-def _end(connection: sa.Connection, shard_id: int, state: ShardState, **changes: Any) -> None:
+def end(connection: sa.Connection, shard_id: int, state: ShardState, **changes: Any) -> None:
     """Take a shard out of its lease."""
     values = {"state": state, "lease_owner": None, "lease_expires_at": None, "published_at": None, **changes}
     connection.execute(sa.update(shards).where(shards.c.id == shard_id).values(values))
@@ -302,36 +244,6 @@ def release(ledger: Ledger, lease: Lease) -> None:
         job = lock(connection, lease.job_id)
         if job is not None and _lock_held(connection, [lease]):
             is_active = job.status in ACTIVE
-            _end(connection, lease.shard_id, ShardState.OPEN if is_active else ShardState.CANCELLED)
+            state = ShardState.OPEN if is_active else ShardState.CANCELLED
+            end(connection, lease.shard_id, state, lone_attempts=0)
             finish_if_done(connection, job)
-
-
-def rescue(ledger: Ledger, *, max_attempts: int = 5) -> int:
-    """Take back the shards whose lease ran out, and return how many.
-
-    After `max_attempts` workers lost a shard, its rows without an outcome fail with `worker_died`.
-    """
-    expired = sa.select(shards.c.id).where(shards.c.state == ShardState.LEASED, shards.c.lease_expires_at < now())
-    with reading(ledger) as connection:
-        found = connection.execute(expired.order_by(shards.c.id).limit(TICKETS_AT_ONCE)).scalars().all()
-    return sum(_rescue_one(ledger, expired, shard_id, max_attempts) for shard_id in found)
-
-
-def _rescue_one(ledger: Ledger, expired: sa.Select[tuple[int]], shard_id: int, max_attempts: int) -> bool:
-    with writing(ledger) as connection:
-        job = _lock_job_of(connection, shard_id)
-        still = expired.where(shards.c.id == shard_id).with_for_update()
-        if job is None or connection.execute(still).first() is None:
-            return False
-        attempts = connection.execute(sa.select(shards.c.attempts).where(shards.c.id == shard_id)).scalar_one() + 1
-        if job.status not in ACTIVE:
-            _end(connection, shard_id, ShardState.CANCELLED)
-        elif attempts < max_attempts:
-            _end(connection, shard_id, ShardState.OPEN, attempts=attempts)
-        else:
-            message = f"{attempts} workers died or fell silent with the rows around this one"
-            failed = fail_pending_rows(connection, _rows_of(shard_id), "worker_died", message)
-            more_failed = shards.c.failed_rows + failed
-            _end(connection, shard_id, ShardState.DONE, attempts=attempts, failed_rows=more_failed)
-        finish_if_done(connection, job)
-        return True

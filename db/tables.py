@@ -111,6 +111,7 @@ shards = sa.Table(
     sa.Column("row_count", sa.Integer, nullable=False),
     sa.Column("state", sa.Text, nullable=False, default=ShardState.OPEN),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("lone_attempts", sa.Integer, nullable=False, default=0),
     sa.Column("published_at", UtcTime),
     sa.Column("lease_token", sa.BigInteger, nullable=False, default=0),
     sa.Column("lease_owner", sa.Text),

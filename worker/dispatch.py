@@ -4,7 +4,7 @@ from celery import Celery
 from celery.utils.log import get_logger
 from kombu.exceptions import ChannelError, OperationalError
 
-import db.shards
+import db.publishing
 from db.session import Ledger
 from worker.errors import BrokerUnreachableError
 from worker.settings import Settings
@@ -28,7 +28,7 @@ def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
         BrokerUnreachableError: Redis is away; the shards stay due.
         DatabaseUnreachableError: the ledger is away.
     """
-    tickets = db.shards.due(ledger, window=settings.window, republish_after_seconds=_republish_seconds(app))
+    tickets = db.publishing.due(ledger, window=settings.window, republish_after_seconds=_republish_seconds(app))
     sent = 0
     try:
         with app.producer_or_acquire() as producer:
@@ -47,7 +47,7 @@ def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
         raise _unreachable(app, error) from error
     finally:
         if sent < len(tickets):
-            db.shards.unpublish(ledger, [ticket.shard_id for ticket in tickets[sent:]])
+            db.publishing.unpublish(ledger, [ticket.shard_id for ticket in tickets[sent:]])
     return sent
 
 

@@ -1,6 +1,8 @@
 """Waiting for a backend that is away, without filling the log."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ class Patience:
         self._away = away
         self._stopping = stopping
         self._is_away = False
+        self._last_error = -math.inf
 
     def attempt(self, call: Callable[[], T]) -> T | None:
         """Call once; None where the backend is away."""
@@ -53,7 +56,13 @@ class Patience:
                 self._note(None)
                 return result
 
+    def seconds_since_outage(self) -> float:
+        """How long ago a call failed last; infinite when none has."""
+        return time.monotonic() - self._last_error
+
     def _note(self, error: Exception | None) -> None:
+        if error is not None:
+            self._last_error = time.monotonic()
         if error is not None and not self._is_away:
             log.warning("%s is away, waiting for it: %s", self._backend, error)
         elif error is None and self._is_away:

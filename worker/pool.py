@@ -8,7 +8,7 @@ from celery.worker import state
 
 from worker.service import Service
 
-ACK_SECONDS = 2.0
+ACK_SECONDS = 0.2
 """Time for the threads to acknowledge their messages once their shards are done."""
 
 

@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 
 from celery import Celery
 from celery.utils.log import get_logger
@@ -11,7 +12,7 @@ from celery.utils.log import get_logger
 import db.shards
 from db.errors import DatabaseUnreachableError
 from db.session import Ledger
-from worker.dispatch import dispatch
+from worker.company import Company
 from worker.engines import EngineFactory, Engines
 from worker.errors import BrokerUnreachableError
 from worker.heartbeats import Ending, Heartbeats
@@ -23,8 +24,10 @@ from worker.writer import Writer
 
 log = get_logger(__name__)
 
-HAND_BACK_SECONDS = 2.0
+HAND_BACK_SECONDS = 0.7
 """Time for the threads to let go of their shards once told to."""
+STOP_SECONDS = 0.8
+"""Time for all threads of the service to end; what does not, is left behind."""
 
 
 class Service:
@@ -36,12 +39,14 @@ class Service:
     ledger: Ledger
     writer: Writer
     heartbeats: Heartbeats
+    rescuer: Rescuer
 
     def __init__(self, app: Celery, settings: Settings, engine_factory: EngineFactory) -> None:
         self.app = app
         self.settings = settings
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.engines = Engines(engine_factory, settings)
+        self.company = Company()
         self.is_draining = False
         self._stopping = threading.Event()
         self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
@@ -59,15 +64,11 @@ class Service:
         self.heartbeats = Heartbeats(
             self.ledger, self.database, settings.lease_seconds, settings.heartbeat_seconds, self._stopping
         )
-        rescuer = Rescuer(self.app, self.ledger, settings, self.database, self.broker, self._stopping)
+        self.rescuer = Rescuer(self.app, self.ledger, settings, self.database, self.broker, self._stopping)
         self.engines.start()
         self.writer.start()
         self.heartbeats.start()
-        rescuer.start()
-
-    def ring(self) -> None:
-        """Publish what is due now; where a backend is away, a rescuer does it later."""
-        self.database.attempt(lambda: self.broker.attempt(lambda: dispatch(self.app, self.ledger, self.settings)))
+        self.rescuer.start()
 
     def drain(self, grace_seconds: float) -> None:
         """Claim nothing more, give the shards in work time to finish, then hand the rest back."""
@@ -89,10 +90,17 @@ class Service:
         threading.Thread(target=self.hand_back, name="hand-back", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop all threads; what is finished is written first, unless the database is away."""
+        """Stop all threads; what is finished is written, and what was handed back published, unless a backend is away.
+
+        Returns within STOP_SECONDS: a thread that hangs in a step or in the network is left to the end of the process.
+        """
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self.writer.stop()
-        self.engines.stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        engines = threading.Thread(target=self.engines.stop, name="stop-engines", daemon=True)
+        engines.start()
+        self.writer.stop(deadline - time.monotonic())
+        self.rescuer.finish(max(0.0, deadline - time.monotonic()))
+        engines.join(max(0.0, deadline - time.monotonic()))
         self.ledger.dispose()

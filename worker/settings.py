@@ -44,17 +44,15 @@ class Settings(BaseSettings):
         8, ge=1, le=256, description="Shards that one worker holds at once; the engine batches across them."
     )
     shard_rows: int = Field(32, ge=1, le=4096, description="Rows in one shard, the unit that workers claim.")
-    window: int = Field(
-        32, ge=1, description="Shards of one job that are queued or in work at once; bounds the memory of Redis."
-    )
+    window: int = Field(32, ge=1, description="Shards of one job that wait in Redis at once; bounds its memory.")
     lease_seconds: float = Field(
         60.0, gt=0, description="A shard whose worker is silent for so long is given to another worker."
     )
     heartbeat_seconds: float = Field(
-        2.0, gt=0, description="Interval of a worker's heartbeat; it extends leases and learns of cancelled jobs."
+        1.0, gt=0, description="Interval of a worker's heartbeat; it extends leases and learns of cancelled jobs."
     )
     rescue_seconds: float = Field(
-        5.0, gt=0, description="Interval of a worker's search for expired leases and lost messages."
+        2.0, gt=0, description="Interval of a worker's search for expired leases and lost messages."
     )
     grace_seconds: float = Field(
         20.0, ge=0, description="After SIGTERM a worker finishes rows for so long, then hands the rest back."

@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 import db.jobs
 import db.shards
 from db.errors import DatabaseUnreachableError, JobNotFoundError
+from db.faults import Point, reach
 from db.shards import Lease, NewCompletion, RequestRow, RowOutcome
 from models.completion import Completion
 from models.errors import (
@@ -65,25 +66,34 @@ def run_shard(service: Service, shard_id: int) -> None:
     Raises:
         Reject: this worker is stopping; the message goes back to the queue.
     """
-    if service.is_draining:
-        raise Reject(requeue=True)
-    lease = service.database.attempt(
-        lambda: db.shards.claim(service.ledger, shard_id, service.owner, service.settings.lease_seconds)
-    )
-    if lease is None:
-        return
+    with service.company.shared():
+        if service.is_draining:
+            raise Reject(requeue=True)
+        try:
+            lease = service.database.insist(
+                lambda: db.shards.claim(service.ledger, shard_id, service.owner, service.settings.lease_seconds)
+            )
+        except DatabaseUnreachableError:
+            raise Reject(requeue=True) from None
+        if lease is not None:
+            _run_leased(service, lease)
+
+
+def _run_leased(service: Service, lease: Lease) -> None:
+    reach(Point.AFTER_CLAIM)
     run = ShardRun(service, lease)
     service.heartbeats.add(run)
     try:
         run.run()
     except DatabaseUnreachableError:
-        log.warning("shard %d: the database is away at the end; others take it when its lease runs out", shard_id)
+        log.warning("shard %d: the database is away at the end; others take it when its lease runs out", lease.shard_id)
     except Exception:
         # Not released: the lease runs out and counts as an attempt, so that a shard that always fails ends.
-        log.exception("shard %d of %s failed; it is tried again when its lease runs out", shard_id, lease.job_id)
+        log.exception("shard %d of %s failed; it is tried again when its lease runs out", lease.shard_id, lease.job_id)
     finally:
         service.heartbeats.remove(run)
-    service.ring()
+        service.rescuer.ring()
+    reach(Point.BEFORE_ACK)
 
 
 class ShardRun:
@@ -110,6 +120,15 @@ class ShardRun:
 
     def run(self) -> None:
         """Generate the rows that have no outcome yet, write them, and close the shard."""
+        if not self.lease.is_suspect:
+            self._run()
+            return
+        with self._service.company.alone(give_up=lambda: self._ended is not None) as is_alone:
+            if is_alone and not self._service.database.insist(lambda: db.shards.begin_alone(self._ledger, self.lease)):
+                self.end(Ending.LOST)
+            self._run()
+
+    def _run(self) -> None:
         started = time.monotonic()
         job = self._load_job()
         if job is None:
@@ -159,6 +178,7 @@ class ShardRun:
             row, future = self._answers.get()
             outcome = self._outcome(row, future)
             if outcome is not None:
+                reach(Point.AFTER_GENERATE)
                 self._tokens += sum(len(completion.tokens) for completion in outcome.completions)
                 self._kept.append(self._service.writer.put(outcome))
         kept = [promise.result() for promise in self._kept]  # all of them: each row must be in the ledger first
@@ -181,6 +201,7 @@ class ShardRun:
 
     def _close(self, seconds: float) -> None:
         insist, shard_id, job_id = self._service.database.insist, self.lease.shard_id, self.lease.job_id
+        reach(Point.AFTER_COMMIT)
         if self._ended is None and insist(lambda: db.shards.complete(self._ledger, self.lease)):
             speed = self._tokens / max(seconds, 1e-6)
             log.info(

@@ -43,10 +43,10 @@ class Writer:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Write what is waiting, and end the thread."""
+    def stop(self, seconds: float) -> None:
+        """Write what is waiting, and end the thread; waits so long for it."""
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(seconds)
 
     def put(self, outcome: RowOutcome) -> Future[bool]:
         """Queue an outcome; the future gives True when it is in the ledger, False when its lease was lost."""

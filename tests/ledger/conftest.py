@@ -1,8 +1,11 @@
 """Jobs in an empty ledger."""
 
 import pytest
+import sqlalchemy as sa
 
-from db import jobs, shards
+from db import jobs, publishing, shards, tables
+from db.clock import from_now
+from db.session import writing
 from db.shards import NewCompletion, RowOutcome
 
 
@@ -22,18 +25,17 @@ def submit(ledger):
 def publish(ledger):
     """Publish what is due, and return the shards' ids."""
     return lambda window=100, after=60.0: [
-        ticket.shard_id for ticket in shards.due(ledger, window=window, republish_after_seconds=after)
+        ticket.shard_id for ticket in publishing.due(ledger, window=window, republish_after_seconds=after)
     ]
 
 
 @pytest.fixture
 def finish(ledger):
-    """Write an outcome for each pending row of a lease; rows whose index is in `failing` fail."""
+    """Write an outcome for each pending row of a lease, or for some; rows whose index is in `failing` fail."""
 
-    def finish(lease, failing=(), samples=1, tokens=(5, 6)):
-        outcomes = [
-            outcome(lease, row, row.index in failing, samples, tokens) for row in shards.pending_rows(ledger, lease)
-        ]
+    def finish(lease, failing=(), samples=1, tokens=(5, 6), only=None):
+        rows = shards.pending_rows(ledger, lease) if only is None else only
+        outcomes = [outcome(lease, row, row.index in failing, samples, tokens) for row in rows]
         return shards.write(ledger, outcomes)
 
     return finish
@@ -61,3 +63,15 @@ def run_all(ledger, publish, finish):
             assert shards.complete(ledger, lease)
 
     return run_all
+
+
+@pytest.fixture
+def expire(ledger):
+    """Let a lease run out, without waiting for it."""
+
+    def expire(shard_id):
+        with writing(ledger) as connection:
+            gone = sa.update(tables.shards).where(tables.shards.c.id == shard_id)
+            connection.execute(gone.values(lease_expires_at=from_now(-1)))
+
+    return expire

@@ -4,19 +4,9 @@ import threading
 
 import sqlalchemy as sa
 
-from db import jobs, shards
-from db.session import writing
+from db import jobs, rescue, shards
 from db.tables import ShardState
 from db.tables import shards as shards_table
-
-
-def expire(ledger, shard_id):
-    """Let a lease run out, without waiting for it."""
-    from db.clock import from_now
-
-    with writing(ledger) as connection:
-        gone = sa.update(shards_table).where(shards_table.c.id == shard_id).values(lease_expires_at=from_now(-1))
-        connection.execute(gone)
 
 
 def state_of(ledger, shard_id):
@@ -74,20 +64,22 @@ def test_the_last_two_shards_at_once_end_the_job(ledger, submit, publish, finish
         assert jobs.find(ledger, job.id).status == "completed"
 
 
-def test_a_worker_that_lost_its_lease_writes_nothing(ledger, submit, publish, finish):
+def test_a_worker_that_lost_its_lease_writes_nothing(ledger, submit, publish, finish, expire):
     submit(rows=2)
     (shard_id,) = publish()
     old = shards.claim(ledger, shard_id, "old", 60)
-    expire(ledger, shard_id)
-    assert shards.rescue(ledger) == 1
-    new = shards.claim(ledger, *publish(), "new", 60)
+    expire(shard_id)
+    assert rescue.rescue(ledger) == 1
+    publish()
+    new = shards.claim(ledger, shard_id, "new", 60)
     assert (new.token, new.attempt) == (2, 1)
-    assert finish(old).lost == {shard_id}
+    rows = shards.pending_rows(ledger, new)
+    assert finish(old, only=rows).lost == {shard_id}
     assert not shards.complete(ledger, old)
     shards.release(ledger, old)
     assert shards.heartbeat(ledger, [old], 60).lost == {shard_id}
-    assert len(shards.pending_rows(ledger, new)) == 2
-    assert finish(new).rows == 2
+    assert shards.pending_rows(ledger, new) == rows
+    assert finish(new).rows == 1
     assert shards.complete(ledger, new)
 
 
@@ -109,12 +101,12 @@ def test_a_shard_with_pending_rows_is_not_completed(ledger, submit, publish):
     assert state_of(ledger, lease.shard_id) == ShardState.LEASED
 
 
-def test_a_heartbeat_keeps_a_lease(ledger, submit, publish):
+def test_a_heartbeat_keeps_a_lease(ledger, submit, publish, expire):
     submit(rows=2)
     lease = shards.claim(ledger, *publish(), "worker", 60)
-    expire(ledger, lease.shard_id)
+    expire(lease.shard_id)
     assert shards.heartbeat(ledger, [lease], 60) == shards.Heartbeat(set(), set())
-    assert shards.rescue(ledger) == 0
+    assert rescue.rescue(ledger) == 0
 
 
 def test_a_released_shard_is_due_at_once_and_no_attempt(ledger, submit, publish):
@@ -123,44 +115,3 @@ def test_a_released_shard_is_due_at_once_and_no_attempt(ledger, submit, publish)
     shards.release(ledger, lease)
     assert publish() == [lease.shard_id]
     assert shards.claim(ledger, lease.shard_id, "worker", 60).attempt == 0
-
-
-def test_rows_fail_when_too_many_workers_died_with_them(ledger, submit, publish, finish):
-    job = submit(rows=3, shard_rows=3)
-    for attempt in range(2):
-        lease = shards.claim(ledger, *publish(), "worker", 60)
-        assert lease.attempt == attempt
-        if attempt == 0:
-            row = shards.pending_rows(ledger, lease)[0]
-            shards.write(ledger, [shards.RowOutcome(lease, row.request_id, [], ("code", "message"))])
-        expire(ledger, lease.shard_id)
-        assert shards.rescue(ledger, max_attempts=2) == 1
-    progress = jobs.progress(ledger, job.id)
-    assert (progress.job.status, progress.failed_rows, progress.pending_rows) == ("completed", 3, 0)
-
-
-def test_a_window_bounds_what_is_published(ledger, submit, publish, finish):
-    submit(rows=10, shard_rows=1)
-    first = publish(window=4)
-    assert len(first) == 4
-    assert publish(window=4) == []
-    lease = shards.claim(ledger, first[0], "worker", 60)
-    assert publish(window=4) == []
-    finish(lease)
-    shards.complete(ledger, lease)
-    assert len(publish(window=4)) == 1
-
-
-def test_jobs_take_turns_and_the_more_urgent_goes_first(ledger, submit, publish):
-    low, high, other = submit(rows=4, priority=2), submit(rows=2, priority=9), submit(rows=4, priority=2)
-    tickets = shards.due(ledger, window=10, republish_after_seconds=60)
-    assert [ticket.job_id for ticket in tickets] == [high.id, low.id, other.id, low.id, other.id]
-
-
-def test_a_message_that_got_lost_is_sent_again(ledger, submit, publish):
-    submit(rows=2)
-    (shard_id,) = publish()
-    assert publish(after=60) == []
-    assert publish(after=-1) == [shard_id]
-    shards.unpublish(ledger, [shard_id])
-    assert publish(after=60) == [shard_id]
