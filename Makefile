@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test lint types check demo clean
+.PHONY: venv test chaos bench-ledger lint types check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 venv: $(STAMP)  ## make .venv with all that the demo and the tests need
 
@@ -21,6 +21,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## run all tests, against real Redis, PostgreSQL and SQLite
 	$(BIN)/python -m pytest
+
+chaos: export OMP_NUM_THREADS = 1
+chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each database
+	$(BIN)/python -m tests.faults.chaos --database postgresql $(CHAOS)
+	$(BIN)/python -m tests.faults.chaos --database sqlite $(CHAOS)
+
+bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
+	$(BIN)/python benchmarks/ledger.py
 
 lint: $(STAMP)  ## ruff and the import contracts
 	$(BIN)/ruff format --check .

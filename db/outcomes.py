@@ -38,23 +38,27 @@ class RowOutcome:
 
 
 def insert_outcomes(connection: sa.Connection, outcomes: Sequence[RowOutcome]) -> set[int]:
-    """Insert what is not there yet, and return the requests that got their outcome now."""
-    rows = [row for outcome in outcomes for row in _completion_rows(outcome)]
+    """Insert the outcomes of rows that have none, and return these rows' requests.
+
+    A row's first sample decides whether its outcome is new, so that two outcomes of one row never mix.
+    """
+    rows = {outcome.request_id: _completion_rows(outcome) for outcome in outcomes}
     if not rows:
         return set()
-    insert = _insert(connection, completions).on_conflict_do_nothing()
-    returning = insert.returning(completions.c.request_id, completions.c.sample)
-    new = set(connection.execute(returning, rows).tuples())
+    insert = _insert(connection, completions)
+    first = insert.on_conflict_do_nothing().returning(completions.c.request_id)
+    new = set(connection.execute(first, [samples[0] for samples in rows.values()]).scalars())
+    if others := [sample for request_id in new for sample in rows[request_id][1:]]:
+        connection.execute(insert, others)
     rewards = [
         reward
-        for outcome in outcomes
+        for outcome in {outcome.request_id: outcome for outcome in outcomes if outcome.request_id in new}.values()
         for completion in outcome.completions
-        if (outcome.request_id, completion.sample) in new
         for reward in _reward_rows(outcome.request_id, completion)
     ]
     if rewards:
         connection.execute(_insert(connection, token_rewards), rewards)
-    return {request_id for request_id, _ in new}
+    return new
 
 
 def _insert(connection: sa.Connection, table: sa.Table) -> Any:

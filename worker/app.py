@@ -13,7 +13,6 @@ from kombu import Queue
 from worker import tasks, transport
 from worker.embedded import redis_server
 from worker.engines import EngineFactory, make_engine
-from worker.ledger import open_ledger
 from worker.service import Service
 from worker.settings import Settings
 
@@ -43,6 +42,7 @@ def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) ->
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_pool="worker.pool:EnginePool",
+        worker_consumer="worker.consumer:Consumer",
         worker_concurrency=settings.worker_threads,
         worker_prefetch_multiplier=1,
         # Threads go on while Redis is away, and messages that come twice end quickly.
@@ -85,12 +85,12 @@ def run_worker(
 
     Raises:
         RedisStartError: the embedded redis-server does not start.
-        DbError: the database does not answer, or its schema is of another version.
+        SchemaOutdatedError: the database's schema is of another version. While it does not answer, the worker waits.
         click.UsageError: an option that Celery does not know.
     """
     with redis_server(settings):
-        open_ledger(settings).dispose()
         app = make_app(settings, engine_factory)
+        app.service.await_ledger()
         workers: list[Any] = []
         signals_seen: list[str] = []
 

@@ -52,14 +52,17 @@ class Service:
         self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
         self.broker = Patience("Redis", BrokerUnreachableError, self._stopping)
 
-    def start(self) -> None:
-        """Open the ledger and start all threads.
+    def await_ledger(self) -> None:
+        """Open the ledger, waiting for the database where it is away.
 
         Raises:
-            DbError: the database does not answer or has another schema.
+            SchemaOutdatedError: the database has another schema.
         """
+        self.ledger = self.database.insist(lambda: open_ledger(self.settings))
+
+    def start(self) -> None:
+        """Start all threads, on a ledger that is open."""
         settings = self.settings
-        self.ledger = open_ledger(settings)
         self.writer = Writer(self.ledger, self.database)
         self.heartbeats = Heartbeats(
             self.ledger, self.database, settings.lease_seconds, settings.heartbeat_seconds, self._stopping
