@@ -28,7 +28,7 @@ chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each databas
 	$(BIN)/python -m tests.faults.chaos --database sqlite $(CHAOS)
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
-	$(BIN)/python benchmarks/ledger.py
+	$(BIN)/python -m benchmarks.ledger $(BENCH)
 
 lint: $(STAMP)  ## ruff and the import contracts
 	$(BIN)/ruff format --check .

@@ -103,10 +103,10 @@ class Protocol(RuleBasedStateMachine):
     def is_valid(self, lease):
         return self.valid.get(lease.shard_id) == lease
 
-    @rule(lease=leases, count=st.integers(1, 4), fails=st.booleans())
-    def write(self, lease, count, fails):
+    @rule(lease=leases, first=st.integers(0, 3), count=st.integers(1, 4), fails=st.booleans())
+    def write(self, lease, first, count, fails):
         """A worker writes rows that it once read, whether its lease holds or not."""
-        rows = self.rows_in(lease.shard_id)[:count]
+        rows = self.rows_in(lease.shard_id)[first:][:count]
         outcomes = [self.outcome(lease, request_id, fails) for request_id in rows]
         if not outcomes:
             return
@@ -261,7 +261,7 @@ class Protocol(RuleBasedStateMachine):
         while due := publishing.due(self.ledger, window=100, republish_after_seconds=-1):
             for ticket in due:
                 lease = self.valid[ticket.shard_id] = shards.claim(self.ledger, ticket.shard_id, "last", 60)
-                self.write(lease, 100, False)
+                self.write(lease, 0, 100, False)
                 self.complete(lease)
         for job in self.jobs:
             progress = jobs.progress(self.ledger, job.id)
@@ -286,7 +286,7 @@ def test_the_protocol_keeps_its_promises_in_any_order(template, monkeypatch):
     monkeypatch.setattr(submission, "new_job_id", lambda: f"job-{next(numbers):09}")  # ids in order, for replays
     Protocol.template = template
     quick = settings(
-        max_examples=60, stateful_step_count=40, deadline=None, derandomize=True,
+        max_examples=40, stateful_step_count=40, deadline=None, derandomize=True,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate],
     )  # fmt: skip
     run_state_machine_as_test(Protocol, settings=quick)

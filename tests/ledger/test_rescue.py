@@ -1,8 +1,9 @@
 """Shards whose worker died come back in halves, until the culprit stands alone; on both databases."""
 
 import pytest
+import sqlalchemy as sa
 
-from db import jobs, rescue, results, shards
+from db import jobs, rescue, results, shards, tables
 
 
 @pytest.fixture
@@ -61,12 +62,16 @@ def test_in_a_shard_of_any_size_one_row_fails(ledger, submit, run_until_done, ro
 def test_rows_that_are_done_count_in_the_half_they_belong_to(ledger, submit, publish, finish, die):
     job = submit(rows=8, shard_rows=8)
     lease = shards.claim(ledger, *publish(), "worker", 60)
-    done = shards.pending_rows(ledger, lease)[:5]
-    finish(lease, only=done, failing={0})
+    rows = shards.pending_rows(ledger, lease)
+    finish(lease, only=[rows[1], *rows[4:]], failing={7})
     die(lease)
     halves = [shards.claim(ledger, shard_id, "worker", 60) for shard_id in publish()]
-    assert [[row.index for row in shards.pending_rows(ledger, half)] for half in halves] == [[5], [6, 7]]
+    assert [[row.index for row in shards.pending_rows(ledger, half)] for half in halves] == [[0], [2, 3]]
     assert [half.is_suspect for half in halves] == [True, False]
+    with ledger.connect() as connection:
+        columns = tables.shards.c
+        counts = connection.execute(sa.select(columns.completed_rows, columns.failed_rows).order_by(columns.first_row))
+        assert counts.all() == [(1, 0), (3, 1)]
     progress = jobs.progress(ledger, job.id)
     assert (progress.completed_rows, progress.failed_rows, progress.generated_tokens) == (4, 1, 8)
 

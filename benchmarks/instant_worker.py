@@ -1,0 +1,64 @@
+"""A worker whose engine answers at once, to measure everything but the engine."""
+
+import sys
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+from models.completion import Completion
+from models.spec import GenerationSpec, PromptRow
+from worker.__main__ import main
+
+TOKENS = 32
+HOLD = "hold"
+"""A row with this prompt never ends."""
+
+
+class InstantEngine:
+    """Gives every row the same 32 tokens with the rewards of one ARM."""
+
+    def __init__(self, settings: Any) -> None:
+        self._held: list[Future[list[Completion]]] = []
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def stop(self) -> None:
+        """Cancel what never ends."""
+        with self._lock:
+            for future in self._held:
+                future.cancel()
+
+    def load(self, spec: GenerationSpec) -> GenerationSpec:
+        """Nothing to load."""
+        return spec
+
+    def submit(self, guided: GenerationSpec, row: PromptRow) -> Future[list[Completion]]:
+        """Answer at once."""
+        future: Future[list[Completion]] = Future()
+        if row.prompt == HOLD:
+            with self._lock:
+                self._held.append(future)
+            return future
+        numbers = [-0.123456 * (index + 1) for index in range(TOKENS)]
+        future.set_result(
+            [
+                Completion(
+                    sample=sample,
+                    text="word " * TOKENS,
+                    finish_reason="length",
+                    tokens=list(range(TOKENS)),
+                    logprobs=numbers,
+                    base_logprobs=numbers,
+                    token_rewards={"arm": numbers},
+                    prompt_tokens=8,
+                )
+                for sample in range(guided.samples)
+            ]
+        )
+        return future
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], InstantEngine))  # type: ignore[arg-type]
