@@ -301,7 +301,7 @@ WORKLOADS = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="*", choices=list(WORKLOADS), default=[])
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS))
     parser.add_argument("--base", help="For `engine`.")
     parser.add_argument("--arm", help="For `engine`.")
     parser.add_argument("--tokens", type=int, default=32, help="For `engine`.")
@@ -311,6 +311,8 @@ def main() -> None:
     if options.submit_only:
         submit_only(options.submit_only)
         return
+    if unknown := set(options.workloads) - set(WORKLOADS):
+        parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
     chosen = options.workloads or [name for name in WORKLOADS if name != "engine" or options.base]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

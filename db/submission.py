@@ -15,6 +15,10 @@ from db.session import Ledger, writing
 from db.tables import JobStatus, ShardState, jobs, requests, shards
 
 BATCH_ROWS = 1000
+BACKSLASH = "\\"
+COPY_ESCAPES = str.maketrans({BACKSLASH: 2 * BACKSLASH, "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+COUNTS = ("attempts", "lone_attempts", "lease_token", "completed_rows", "failed_rows", "generated_tokens")
+_dumps = json.JSONEncoder().encode
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,9 @@ def store(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable
     job_id = new_job_id()
     with writing(ledger) as connection:
         connection.execute(sa.insert(jobs).values(_job_values(job, job_id)))
+        store_requests = _copy_requests if connection.dialect.name == "postgresql" else _insert_requests
         total = 0
-        for batch in _batches(rows):
-            _store_requests(connection, job_id, total, batch)
-            total += len(batch)
+        for total in store_requests(connection, job_id, rows):
             if on_rows is not None:
                 on_rows(total)
         if not total:
@@ -73,39 +76,58 @@ def _job_values(job: NewJob, job_id: str) -> dict[str, Any]:
     }
 
 
-def _batches(rows: Iterable[NewRow]) -> Iterator[list[NewRow]]:
-    iterator = iter(rows)
+def _batches(rows: Iterable[NewRow]) -> Iterator[tuple[int, list[NewRow]]]:
+    """Rows in batches, with the position of the first."""
+    iterator, first = iter(rows), 0
     while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
+        yield first, batch
+        first += len(batch)
 
 
-def _store_requests(connection: sa.Connection, job_id: str, first: int, batch: list[NewRow]) -> None:
-    if connection.dialect.name == "postgresql":
-        _copy_requests(connection, job_id, first, batch)
-        return
-    values = [
-        {"job_id": job_id, "row_index": index, "custom_id": row.custom_id, "row": row.row}
-        for index, row in enumerate(batch, first)
-    ]
-    connection.execute(sa.insert(requests), values)
+def _insert_requests(connection: sa.Connection, job_id: str, rows: Iterable[NewRow]) -> Iterator[int]:
+    """Store rows; gives the number stored so far."""
+    for first, batch in _batches(rows):
+        values = [
+            {"job_id": job_id, "row_index": index, "custom_id": row.custom_id, "row": row.row}
+            for index, row in enumerate(batch, first)
+        ]
+        connection.execute(sa.insert(requests), values)
+        yield first + len(batch)
 
 
-def _copy_requests(connection: sa.Connection, job_id: str, first: int, batch: list[NewRow]) -> None:
-    """COPY is several times as fast as INSERT."""
+def _copy_requests(connection: sa.Connection, job_id: str, rows: Iterable[NewRow]) -> Iterator[int]:
+    """The same by one COPY: the server stores rows while the next are read.
+
+    Its text is made here, since psycopg's own way of writing rows takes twice as long.
+    """
     cursor = connection.connection.cursor()
     with cursor.copy("COPY requests (job_id, row_index, custom_id, row) FROM STDIN") as copy:
-        for index, row in enumerate(batch, first):
-            copy.write_row((job_id, index, row.custom_id, json.dumps(row.row)))
+        for first, batch in _batches(rows):
+            copy.write("".join(_copy_line(job_id, index, row) for index, row in enumerate(batch, first)))
+            yield first + len(batch)
+
+
+def _copy_line(job_id: str, index: int, row: NewRow) -> str:
+    return f"{job_id}\t{index}\t{_copy_text(row.custom_id)}\t{_dumps(row.row).replace(BACKSLASH, 2 * BACKSLASH)}\n"
+
+
+def _copy_text(text: str | None) -> str:
+    return "\\N" if text is None else text.translate(COPY_ESCAPES)
 
 
 def _store_shards(connection: sa.Connection, job_id: str, total: int, shard_rows: int) -> None:
-    values = [
-        {
-            "job_id": job_id,
-            "first_row": first,
-            "row_count": min(shard_rows, total - first),
-            "state": ShardState.OPEN,
-        }
-        for first in range(0, total, shard_rows)
-    ]
-    connection.execute(sa.insert(shards), values)
+    """One shard for each row that begins one, all in SQL."""
+    left = total - requests.c.row_index
+    values = {
+        "job_id": requests.c.job_id,
+        "first_row": requests.c.row_index,
+        "row_count": sa.case((left < shard_rows, left), else_=shard_rows),
+        "state": sa.literal(ShardState.OPEN.value),
+        **{name: sa.literal(0) for name in COUNTS},
+    }
+    begins = (
+        sa.select(*values.values())
+        .where(requests.c.job_id == job_id, requests.c.row_index % shard_rows == 0)
+        .order_by(requests.c.row_index)
+    )
+    connection.execute(sa.insert(shards).from_select(list(values), begins, include_defaults=False))

@@ -5,7 +5,7 @@ import pytest
 from tests.faults.chaos import chaos
 
 
-@pytest.mark.parametrize(("database", "faults", "seed"), [("postgresql", 14, 3), ("sqlite", 10, 4)])
+@pytest.mark.parametrize(("database", "faults", "seed"), [("postgresql", 12, 3), ("sqlite", 8, 4)])
 def test_every_row_is_whole_after_random_faults(tmp_path, monkeypatch, database, faults, seed):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done = chaos(tmp_path, database, rows=240, faults=faults, seed=seed, say=print)

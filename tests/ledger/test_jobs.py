@@ -1,9 +1,12 @@
 """Jobs from submit to delete, on both databases."""
 
 import pytest
+import sqlalchemy as sa
 
 from db import jobs, results, shards
 from db.errors import AmbiguousJobError, DatasetError, JobActiveError, JobNotFoundError
+from db.tables import requests
+from db.tables import shards as shards_table
 
 
 def test_a_job_without_rows_is_refused_and_leaves_nothing(ledger, submit):
@@ -108,3 +111,16 @@ def test_rows_come_out_in_order_with_the_columns_of_the_input(ledger, submit, ru
     assert (first["tokens"], first["prompt_tokens"], first["error"], first["naïve"]) == ([5, 6], 3, None, "漢字")
     assert failed["error"] == {"code": "prompt_too_long", "message": "too long"}
     assert "completion" not in failed
+
+
+def test_ids_and_rows_of_any_text_come_out_as_they_went_in(ledger):
+    texts = ["tab\there", "line\nfeed", "\r", "back\\slash", "\\N", "\\.", 'quote"', "漢字\u2028", ""]
+    new = [jobs.NewRow(text, {"id": text, "prompt": text}) for text in texts] + [jobs.NewRow(None, {"prompt": "no id"})]
+    job = jobs.submit(ledger, jobs.NewJob(spec={}, samples=1, shard_rows=4), new)
+    with ledger.connect() as connection:
+        found = connection.execute(sa.select(requests.c.custom_id, requests.c.row).order_by(requests.c.row_index)).all()
+        counts = connection.execute(sa.select(shards_table.c.row_count).order_by(shards_table.c.first_row)).scalars()
+        assert list(counts) == [4, 4, 2]
+    assert [row.custom_id for row in found] == [*texts, None]
+    assert [row.row["prompt"] for row in found] == [*texts, "no id"]
+    assert job.total_rows == 10
