@@ -103,6 +103,24 @@ def rows_per_second(bench: Bench) -> Iterator[Result]:
         yield _result(f"rows per second, {count} worker(s), instant engine", speed, least, "ratio >= 1")
 
 
+def memory(bench: Bench) -> Iterator[Result]:
+    """What a worker holds at the end of a long job, beside what it held after a quarter."""
+    rows = 40_000
+    with bench.workers(1) as (worker,):
+        job_id = bench.submit(rows)
+        bench.wait(lambda: bench.progress(job_id).completed_rows >= rows // 4, every=0.1)
+        early = _resident_mib(worker.pid)
+        bench.wait(lambda: bench.has_ended(job_id), every=0.1)
+        late = _resident_mib(worker.pid)
+    yield _result(f"MiB of a worker after {rows:,} rows, beside a quarter of them", late, early, "ratio <= 1.1")
+
+
+def _resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
 def fairness(bench: Bench) -> Iterator[Result]:
     """Twenty small jobs behind a large one: how much of it is done when the last of them is."""
     large_rows, most = 100_000, 0.05
@@ -289,6 +307,7 @@ def _result(workload: str, ours: float, peer: float, bar: str) -> Result:
 
 WORKLOADS = {
     "rows": rows_per_second,
+    "memory": memory,
     "fairness": fairness,
     "cancel": cancel,
     "shutdown": shutdown,

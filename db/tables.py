@@ -1,5 +1,6 @@
 """The tables of the ledger; `migrations/` makes them."""
 
+import json
 from enum import StrEnum
 from typing import Any
 
@@ -60,8 +61,19 @@ class JsonArray(TypeDecorator[list[Any]]):
         return value and [round(item, REAL_DECIMALS) for item in value]
 
 
-REALS: sa.types.TypeEngine[Any] = postgresql.ARRAY(sa.REAL()).with_variant(JsonArray(), "sqlite")
-INTEGERS: sa.types.TypeEngine[Any] = postgresql.ARRAY(sa.Integer()).with_variant(JsonArray(), "sqlite")
+class LiteralArray(TypeDecorator[list[Any]]):
+    """A list of numbers as PostgreSQL's array, sent as a literal: the driver's own way costs half of a group commit."""
+
+    impl = postgresql.ARRAY
+    cache_ok = True
+
+    def bind_processor(self, dialect: sa.Dialect) -> Any:
+        """`{1,2}`, which JSON without its brackets is."""
+        return lambda value: None if value is None else "{" + json.dumps(value)[1:-1] + "}"
+
+
+REALS: sa.types.TypeEngine[Any] = LiteralArray(sa.REAL()).with_variant(JsonArray(), "sqlite")
+INTEGERS: sa.types.TypeEngine[Any] = LiteralArray(sa.Integer()).with_variant(JsonArray(), "sqlite")
 
 metadata = sa.MetaData(
     naming_convention={
