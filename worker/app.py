@@ -90,7 +90,7 @@ def run_worker(
     """
     with redis_server(settings):
         app = make_app(settings, engine_factory)
-        app.service.await_ledger()
+        app.service.prepare()
         workers: list[Any] = []
         signals_seen: list[str] = []
 

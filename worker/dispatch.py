@@ -3,6 +3,7 @@
 from celery import Celery
 from celery.utils.log import get_logger
 from kombu.exceptions import ChannelError, OperationalError
+from redis.exceptions import RedisError
 
 import db.publishing
 from db.session import Ledger
@@ -18,7 +19,7 @@ STALE_SECONDS = 600.0
 """While the queue is not empty, its messages may just be waiting: ringing again would only make it longer."""
 HIGHEST_PRIORITY = 9
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
-BROKER_ERRORS = (OperationalError, OSError)
+BROKER_ERRORS = (OperationalError, OSError, RedisError)
 
 
 def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:

@@ -64,15 +64,18 @@ class Engines:
 
     @property
     def engine(self) -> RowEngine:
-        """The running engine."""
+        """The engine."""
         if self._engine is None:
-            raise RuntimeError("the engine is not started")
+            raise RuntimeError("the engine is not made")
         return self._engine
 
-    def start(self) -> None:
-        """Make and start the engine."""
+    def make(self) -> None:
+        """Make the engine, which may import for seconds."""
         self._engine = self._factory(self._settings)
-        self._engine.start()
+
+    def start(self) -> None:
+        """Start the engine."""
+        self.engine.start()
 
     def stop(self) -> None:
         """Stop the engine; rows in it are cancelled."""

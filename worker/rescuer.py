@@ -16,7 +16,7 @@ from worker.settings import Settings
 
 log = get_logger(__name__)
 
-SHORTEST_PAUSE_SECONDS = 0.02
+SHORTEST_PAUSE_SECONDS = 0.1
 """Shards that end within so long share a pass."""
 
 

@@ -48,20 +48,22 @@ class Service:
         self.engines = Engines(engine_factory, settings)
         self.company = Company()
         self.is_draining = False
+        self._is_started = False
         self._stopping = threading.Event()
         self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
         self.broker = Patience("Redis", BrokerUnreachableError, self._stopping)
 
-    def await_ledger(self) -> None:
-        """Open the ledger, waiting for the database where it is away.
+    def prepare(self) -> None:
+        """Open the ledger, waiting for the database where it is away, and make the engine.
 
         Raises:
             SchemaOutdatedError: the database has another schema.
         """
         self.ledger = self.database.insist(lambda: open_ledger(self.settings))
+        self.engines.make()
 
     def start(self) -> None:
-        """Start all threads, on a ledger that is open."""
+        """Start all threads, once all is prepared."""
         settings = self.settings
         self.writer = Writer(self.ledger, self.database)
         self.heartbeats = Heartbeats(
@@ -72,10 +74,13 @@ class Service:
         self.writer.start()
         self.heartbeats.start()
         self.rescuer.start()
+        self._is_started = True
 
     def drain(self, grace_seconds: float) -> None:
         """Claim nothing more, give the shards in work time to finish, then hand the rest back."""
         self.is_draining = True
+        if not self._is_started:
+            return
         if not self.heartbeats.wait_for_none(grace_seconds):
             self.hand_back()
             self.heartbeats.wait_for_none(HAND_BACK_SECONDS)
@@ -97,7 +102,7 @@ class Service:
 
         Returns within STOP_SECONDS: a thread that hangs in a step or in the network is left to the end of the process.
         """
-        if self._stopping.is_set():
+        if self._stopping.is_set() or not self._is_started:
             return
         self._stopping.set()
         deadline = time.monotonic() + STOP_SECONDS

@@ -60,7 +60,7 @@ def submit(ledger):
 def service(settings, ledger):
     """A started service with a fake engine, without a Celery worker around it."""
     app = make_app(settings, FakeEngine)
-    app.service.await_ledger()
+    app.service.prepare()
     app.service.start()
     yield app.service
     app.service.drain(0)
