@@ -54,6 +54,16 @@ def test_more_jobs_than_a_pass_looks_at_all_get_their_turn(ledger, submit, publi
     assert len(published) == len(set(published)) == 5
 
 
+def test_a_job_beyond_those_of_a_pass_comes_before_one_that_has_much(ledger, submit, monkeypatch):
+    monkeypatch.setattr(publishing, "JOBS_AT_ONCE", 1)
+    monkeypatch.setattr(publishing, "MOST_PUBLISHED", 2)
+    old, new = submit(rows=9, shard_rows=1), submit(rows=9, shard_rows=1)
+    first = publishing.due(ledger, window=3, republish_after_seconds=60)
+    assert jobs_of(first, old, new) == "aa"
+    shards.claim(ledger, first[0].shard_id, "worker", 60)
+    assert jobs_of(publishing.due(ledger, window=3, republish_after_seconds=60), old, new) == "b"
+
+
 def test_a_cancelled_job_is_not_published(ledger, submit, publish):
     job = submit(rows=2, shard_rows=1)
     lease = shards.claim(ledger, publish(window=1)[0], "worker", 60)
