@@ -25,5 +25,9 @@ class JobActiveError(DbError):
     """The job is running, so that this cannot be done to it now."""
 
 
+class KeyReusedError(DbError):
+    """The key of a submission belongs to a job with another spec or other rows."""
+
+
 class DatasetError(DbError):
     """A dataset cannot be read or written; nothing was stored."""

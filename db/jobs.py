@@ -1,7 +1,7 @@
 """Jobs: submit, read, list, cancel, retry, delete."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -25,6 +25,10 @@ class Job:
     id: str
     kind: str
     name: str | None
+    key: str | None
+    """Given at its submission; the same dataset and spec with the same key are this job."""
+    sweep: dict[str, list[float]] | None
+    """The weights that it sweeps, by ARM: each row of the dataset is there once for every combination."""
     status: JobStatus
     priority: int
     """0 to 9; 9 runs first."""
@@ -62,6 +66,8 @@ class JobProgress:
 def submit(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable[[int], None] | None = None) -> Job:
     """Store a job with its rows, all or nothing, in bounded memory; a dispatcher announces it.
 
+    Where a job has the same key already, and the same spec and rows, that job is returned and nothing is written.
+
     Args:
         ledger: the database.
         job: the job.
@@ -70,6 +76,7 @@ def submit(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callabl
 
     Raises:
         DatasetError: there are no rows.
+        KeyReusedError: the key belongs to a job with another spec or other rows.
         DatabaseUnreachableError: the database does not answer; the job may be there all the same.
     """
     return find(ledger, store(ledger, job, rows, on_rows))
@@ -100,8 +107,8 @@ def _find(connection: sa.Connection, job_id: str) -> Job:
 
 
 def _job(row: Any) -> Job:
-    fields = {column.name: getattr(row, column.name) for column in jobs.columns}
-    return Job(**{**fields, "status": JobStatus(row.status)})
+    values = {field.name: getattr(row, field.name) for field in fields(Job)}
+    return Job(**{**values, "status": JobStatus(row.status)})
 
 
 def list_jobs(ledger: Ledger, limit: int = 50) -> list[JobProgress]:

@@ -1,5 +1,6 @@
 """Storing a new job: its row, its requests and its shards in one transaction."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,11 +8,12 @@ from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from db.clock import now
-from db.errors import DatasetError
+from db.errors import DatasetError, KeyReusedError
 from db.identifiers import new_job_id
-from db.session import Ledger, writing
+from db.session import Ledger, reading, writing
 from db.tables import JobStatus, ShardState, jobs, requests, shards
 
 BATCH_ROWS = 1000
@@ -33,6 +35,10 @@ class NewJob:
     """0 to 9; 9 runs first."""
     shard_rows: int = 32
     """Rows in one shard, the unit that workers claim."""
+    key: str | None = None
+    """Makes a repeated submission find the first one's job."""
+    sweep: dict[str, list[float]] | None = None
+    """The weights that its rows go through, by ARM."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +54,63 @@ class NewRow:
 def store(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable[[int], None] | None) -> str:
     """Store a job as `db.jobs.submit` says, and return its id."""
     job_id = new_job_id()
+    fingerprint = Fingerprint(job)
+    read = fingerprint.watch(rows) if job.key is not None else rows
     with writing(ledger) as connection:
-        connection.execute(sa.insert(jobs).values(_job_values(job, job_id)))
-        store_requests = _copy_requests if connection.dialect.name == "postgresql" else _insert_requests
-        total = 0
-        for total in store_requests(connection, job_id, rows):
-            if on_rows is not None:
-                on_rows(total)
-        if not total:
-            raise DatasetError("the dataset has no rows")
-        _store_shards(connection, job_id, total, job.shard_rows)
-        connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(total_rows=total))
-    return job_id
+        if _reserve(connection, job, job_id):
+            store_requests = _copy_requests if connection.dialect.name == "postgresql" else _insert_requests
+            total = 0
+            for total in store_requests(connection, job_id, read):
+                if on_rows is not None:
+                    on_rows(total)
+            if not total:
+                raise DatasetError("the dataset has no rows")
+            _store_shards(connection, job_id, total, job.shard_rows)
+            values = {"total_rows": total, "fingerprint": fingerprint.digest if job.key is not None else None}
+            connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(values))
+            return job_id
+    for _ in read:
+        pass
+    return _job_of_key(ledger, job, fingerprint.digest)
+
+
+class Fingerprint:
+    """A hash of what a job asks for, and of its rows as they pass."""
+
+    def __init__(self, job: NewJob) -> None:
+        self._hash = hashlib.sha256()
+        self._add([job.kind, job.spec, job.samples, job.sweep])
+
+    def watch(self, rows: Iterable[NewRow]) -> Iterator[NewRow]:
+        """The rows, each added to the hash."""
+        for row in rows:
+            self._add([row.custom_id, row.row])
+            yield row
+
+    def _add(self, value: Any) -> None:
+        self._hash.update(json.dumps(value, sort_keys=True).encode() + b"\n")
+
+    @property
+    def digest(self) -> str:
+        """Of all that was added so far."""
+        return self._hash.hexdigest()
+
+
+def _reserve(connection: sa.Connection, job: NewJob, job_id: str) -> bool:
+    """Insert the job, unless its key is taken; waits for a submission with the same key that is on its way."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    insert = dialect.insert(jobs).values(_job_values(job, job_id)).on_conflict_do_nothing(index_elements=["key"])
+    return connection.execute(insert.returning(jobs.c.id)).first() is not None
+
+
+def _job_of_key(ledger: Ledger, job: NewJob, digest: str) -> str:
+    query = sa.select(jobs.c.id, jobs.c.fingerprint).where(jobs.c.key == job.key)
+    with reading(ledger) as connection:
+        found = connection.execute(query).one_or_none()
+    if found is None or found.fingerprint != digest:
+        owner = "a job that was just deleted" if found is None else f"{found.id}, which has another spec or other rows"
+        raise KeyReusedError(f"the key {job.key!r} belongs to {owner}; submit this with another --key")
+    return str(found.id)
 
 
 def _job_values(job: NewJob, job_id: str) -> dict[str, Any]:
@@ -67,6 +118,8 @@ def _job_values(job: NewJob, job_id: str) -> dict[str, Any]:
         "id": job_id,
         "kind": job.kind,
         "name": job.name,
+        "key": job.key,
+        "sweep": job.sweep,
         "status": JobStatus.QUEUED,
         "priority": job.priority,
         "spec": job.spec,

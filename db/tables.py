@@ -90,6 +90,9 @@ jobs = sa.Table(
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("name", sa.Text),
+    sa.Column("key", sa.Text),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("sweep", sa.JSON(none_as_null=True)),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
@@ -101,6 +104,7 @@ jobs = sa.Table(
     sa.Column("started_at", UtcTime),
     sa.Column("finished_at", UtcTime),
     sa.Index("ix_jobs_status", "status"),
+    sa.Index("uq_jobs_key", "key", unique=True),
 )
 
 requests = sa.Table(

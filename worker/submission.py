@@ -5,24 +5,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import db.jobs
-from db.datasets import Columns, open_dataset
+from db.datasets import DatasetSource, open_dataset
+from db.datasets.sweep import expanded, points
 from db.jobs import Job, NewJob
 from db.session import Ledger
+from models.errors import SpecError
 from models.spec import GenerationSpec
 from worker.settings import Settings
+
+MOST_POINTS = 1000
+"""Combinations of weights in one sweep."""
 
 
 @dataclass(frozen=True)
 class Submission:
     """A dataset and what to do with it, not validated yet."""
 
-    source: str
-    columns: Columns
-    file_format: str | None
+    source: DatasetSource
     spec: dict[str, Any]
     name: str | None
     priority: int
     shard_rows: int | None
+    key: str | None = None
+    """The same submission with the same key gives the first one's job."""
+    sweep: dict[str, list[float]] | None = None
+    """Weights to go through, by ARM."""
 
 
 def submit(
@@ -33,21 +40,37 @@ def submit(
     Raises:
         ModelsError: the spec is not valid, a model cannot be found, or the models do not fit together.
         DatasetError: the dataset is missing, empty, broken, or has no usable column.
+        KeyReusedError: the key belongs to another submission.
         DatabaseUnreachableError: the ledger is away.
     """
     spec = GenerationSpec.parse(submission.spec)
-    rows = open_dataset(submission.source, submission.columns, submission.file_format)
+    rows = open_dataset(submission.source, spec.samples)
+    if submission.sweep:
+        _require_arms(submission.sweep, spec)
+        rows = expanded(rows, submission.sweep)
     from models.checking import check_spec
 
     check_spec(spec, settings.home)
     job = NewJob(
         spec=spec.model_dump(mode="json"),
         name=submission.name,
+        key=submission.key,
+        sweep=submission.sweep or None,
         priority=submission.priority,
         samples=spec.samples,
         shard_rows=submission.shard_rows or settings.shard_rows,
     )
     return db.jobs.submit(ledger, job, rows, on_rows)
+
+
+def _require_arms(sweep: dict[str, list[float]], spec: GenerationSpec) -> None:
+    known = [arm.name for arm in spec.arms]
+    for name in sweep:
+        if name not in known:
+            raise SpecError(f"--sweep {name}: is no ARM of this job (it has: {', '.join(known) or 'none'})")
+    count = len(points(sweep))
+    if count > MOST_POINTS:
+        raise SpecError(f"--sweep: makes {count} combinations of weights; at most {MOST_POINTS} go into one job")
 
 
 def announce(ledger: Ledger, settings: Settings) -> None:

@@ -1,7 +1,8 @@
-"""Datasets: rows in from JSONL, CSV and Parquet, rows out to the same."""
+"""Datasets: rows in from JSONL, CSV, Parquet and Hugging Face datasets, rows out to files."""
 
 from db.datasets.columns import Columns
-from db.datasets.reading import open_dataset
+from db.datasets.reading import DatasetSource, open_dataset
+from db.datasets.template import Template
 from db.datasets.writing import write_rows
 
-__all__ = ["Columns", "open_dataset", "write_rows"]
+__all__ = ["Columns", "DatasetSource", "Template", "open_dataset", "write_rows"]

@@ -1,38 +1,68 @@
-"""Reading datasets row by row; errors name the line."""
+"""Opening a dataset, whatever its format, as a stream of rows to store."""
 
-import csv
-import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 from db.datasets.columns import Columns, new_rows
+from db.datasets.streams import STDIN
+from db.datasets.tables import is_hub_name, read_hub, read_parquet
+from db.datasets.text import PlacedRow, read_csv, read_jsonl
 from db.errors import DatasetError
 from db.submission import NewRow
 
-STDIN = "-"
 FORMATS = ("jsonl", "csv", "parquet")
-PARQUET_BATCH_ROWS = 1000
+COMPRESSIONS = (".gz", ".zst", ".zstd")
+HUB = "hf:"
+"""Says that a source is a Hugging Face dataset where its name alone could be a file."""
 
 
-def open_dataset(source: str, columns: Columns, file_format: str | None = None) -> Iterator[NewRow]:
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where rows come from."""
+
+    name: str
+    """A .jsonl, .csv or .parquet file (JSONL and CSV also with .gz or .zst), `-` for stdin, or a Hugging Face dataset:
+    `owner/name`, `hf:name` or a folder."""
+    columns: Columns = field(default_factory=Columns)
+    file_format: str | None = None
+    """One of FORMATS where the file's name does not tell."""
+    config: str | None = None
+    split: str | None = None
+    """Of a Hugging Face dataset."""
+
+
+def open_dataset(source: DatasetSource, samples: int = 1) -> Iterator[NewRow]:
     """The rows of a dataset, streamed.
 
     Args:
-        source: a .jsonl, .csv or .parquet file, or `-` for JSONL on stdin.
-        columns: which columns mean what.
-        file_format: one of FORMATS where the file's name does not tell.
+        source: the dataset.
+        samples: completions that the job makes per row; OpenAI batch requests must not ask for another number.
 
     Raises:
-        DatasetError: the file is missing, empty, broken (the message names the line), or has no usable column; the
+        DatasetError: the dataset is missing, empty, broken (the message names the line), or has no usable column; the
             later rows may raise it too, while they are read.
     """
-    chosen = format_of(source, file_format)
-    if source != STDIN and not Path(source).is_file():
-        raise DatasetError(f"{source}: there is no such file")
-    readers = {"jsonl": _read_jsonl, "csv": _read_csv, "parquet": _read_parquet}
-    return new_rows(readers[chosen](source), columns, source)
+    return new_rows(_placed_rows(source), source.columns, source.name.removeprefix(HUB), samples)
+
+
+def _placed_rows(source: DatasetSource) -> Iterator[PlacedRow]:
+    name = source.name
+    if name.startswith(HUB) or (not Path(name).is_file() and _means_hub(source)):
+        return read_hub(name.removeprefix(HUB), source.config, source.split)
+    if source.split or source.config:
+        raise DatasetError(f"{name}: --split and --config are for Hugging Face datasets, and this is a file")
+    if name != STDIN and not Path(name).is_file():
+        raise DatasetError(f"{name}: there is no such file; a Hugging Face dataset is given as hf:NAME")
+    chosen = format_of(name, source.file_format)
+    if chosen == "parquet" and name == STDIN:
+        raise DatasetError("Parquet cannot be read from stdin; give a file")
+    return {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}[chosen](name)
+
+
+def _means_hub(source: DatasetSource) -> bool:
+    has_file_name = _suffix(source.name) in {*FORMATS, "ndjson", "json"}
+    return source.name != STDIN and not has_file_name and is_hub_name(source.name)
 
 
 def format_of(path: str, file_format: str | None) -> str:
@@ -41,77 +71,17 @@ def format_of(path: str, file_format: str | None) -> str:
     Raises:
         DatasetError: neither tells.
     """
-    chosen = file_format or ("jsonl" if path == STDIN else Path(path).suffix.removeprefix(".").lower())
+    chosen = file_format or ("jsonl" if path == STDIN else _suffix(path))
     chosen = {"ndjson": "jsonl", "json": "jsonl"}.get(chosen, chosen)
     if chosen not in FORMATS:
-        raise DatasetError(f"{path}: its name does not end in .jsonl, .csv or .parquet; say --format")
+        raise DatasetError(
+            f"{path}: its name does not end in .jsonl, .csv or .parquet (.gz and .zst may follow); say --format"
+        )
     return chosen
 
 
-def _lines(source: str) -> Iterator[str]:
-    if source == STDIN:
-        yield from sys.stdin
-        return
-    try:
-        with Path(source).open(encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{source}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise DatasetError(f"{source}: cannot be read ({error.strerror})") from None
-
-
-def _read_jsonl(source: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_lines(source), 1):
-        if not line.strip():
-            continue
-        try:
-            row = DECODER.decode(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DatasetError(f"{source}, line {number}: is not JSON ({reason})") from None
-        if not isinstance(row, dict):
-            raise DatasetError(f"{source}, line {number}: is not a JSON object")
-        yield row
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
-"""One for all lines: json.loads with an option would make one for each."""
-
-
-def _read_csv(source: str) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(_lines(source), strict=True)
-    try:
-        for row in reader:
-            if None in row:
-                raise DatasetError(f"{source}, line {reader.line_num}: has more fields than the header")
-            yield {name: value for name, value in row.items() if value is not None}
-    except csv.Error as error:
-        raise DatasetError(f"{source}, line {reader.line_num}: is not CSV ({error})") from None
-
-
-def _read_parquet(source: str) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DatasetError(f"{source}: Parquet needs pyarrow: pip install 'genarm[parquet]'") from None
-    try:
-        with pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS):
-                yield from _json_rows(batch.to_pylist(), source)
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{source}: is not Parquet ({str(error).splitlines()[0]})") from None
-
-
-def _json_rows(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:
-    """Rows whose times and the like became text, as JSON has none."""
-    try:
-        for row in rows:
-            yield json.loads(json.dumps(row, default=str, allow_nan=False))
-    except ValueError as error:
-        raise DatasetError(f"{source}: has a value that JSON has not ({error})") from None
+def _suffix(path: str) -> str:
+    suffixes = Path(path).suffixes
+    if suffixes and suffixes[-1].lower() in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1].removeprefix(".").lower() if suffixes else ""

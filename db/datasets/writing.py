@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from db.datasets.reading import STDIN, format_of
+from db.datasets.reading import format_of
+from db.datasets.streams import STDIN
 from db.errors import DatasetError
 
 STDOUT = STDIN

@@ -4,19 +4,19 @@ import json
 
 import pytest
 
-from db.datasets import Columns, open_dataset, write_rows
+from db.datasets import Columns, DatasetSource, open_dataset, write_rows
 from db.errors import DatasetError
 
 
 def read(path, columns=None):
-    return [row.row for row in open_dataset(str(path), columns or Columns())]
+    return [row.row for row in open_dataset(DatasetSource(str(path), columns or Columns()))]
 
 
 def test_jsonl_with_bom_crlf_and_blank_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes('\ufeff{"prompt": "naïve"}\r\n\r\n{"id": 7, "prompt": "b"}'.encode())
     assert read(path) == [{"prompt": "naïve"}, {"id": 7, "prompt": "b"}]
-    assert [row.custom_id for row in open_dataset(str(path), Columns())] == [None, "7"]
+    assert [row.custom_id for row in open_dataset(DatasetSource(str(path)))] == [None, "7"]
 
 
 def test_csv_with_quotes_and_newlines(tmp_path):

@@ -6,7 +6,14 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
-from db.errors import AmbiguousJobError, DatabaseUnreachableError, DatasetError, DbError, JobNotFoundError
+from db.errors import (
+    AmbiguousJobError,
+    DatabaseUnreachableError,
+    DatasetError,
+    DbError,
+    JobNotFoundError,
+    KeyReusedError,
+)
 from models.errors import ModelsError
 from models.spec import explain
 from worker.cli import console
@@ -32,6 +39,7 @@ CODES: list[tuple[type[Exception], Exit]] = [
     (RedisStartError, Exit.UNREACHABLE),
     (AmbiguousJobError, Exit.USAGE),
     (DatasetError, Exit.USAGE),
+    (KeyReusedError, Exit.USAGE),
     (ModelsError, Exit.USAGE),
     (ValidationError, Exit.USAGE),
     (DbError, Exit.FAILURE),

@@ -6,9 +6,12 @@ from typing import Any, TypeVar
 
 import click
 
-from db.datasets import Columns
+from db.datasets import Columns, DatasetSource, Template
 from models.errors import SpecError
 from worker.submission import Submission
+
+FORMATS = ("jsonl", "csv", "parquet")
+LARGEST_WEIGHT = 1e4
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,27 +40,51 @@ JOB_OPTIONS = (
     click.option("--raw", is_flag=True, help="Use prompts as they stand, without chat templates."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                  show_default=True, help="Precision."),
-    click.option("--format", "file_format", type=click.Choice(["jsonl", "csv", "parquet"]),
-                 help="Of INPUT, where its name does not tell."),
+    click.option("--sweep", "sweeps", multiple=True, metavar="ARM=W,W,…",
+                 help="Generate with each of these weights; several sweeps make every combination. Repeatable."),
+    click.option("--name", help="A name for the job."),
+    click.option("--key", help="Submitting the same again with the same key gives the first job, not another."),
+    click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 runs first."),
+    click.option("--shard-rows", type=click.IntRange(1, 4096), help="Rows that a worker claims at once."),
+)  # fmt: skip
+
+INPUT_OPTIONS = (
+    click.option("--format", "file_format", type=click.Choice(FORMATS), help="Of INPUT, where its name does not tell."),
+    click.option("--config", metavar="NAME", help="Configuration of a Hugging Face dataset."),
+    click.option("--split", metavar="NAME", help="Split of a Hugging Face dataset.  [train]"),
     click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Column of prompts."),
     click.option("--messages-column", default="messages", show_default=True, metavar="NAME",
                  help="Column of chat messages."),
     click.option("--id-column", default="id", show_default=True, metavar="NAME", help="Column of ids."),
     click.option("--response-column", default="response", show_default=True, metavar="NAME",
                  help="Column of responses."),
-    click.option("--name", help="A name for the job."),
-    click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 runs first."),
-    click.option("--shard-rows", type=click.IntRange(1, 4096), help="Rows that a worker claims at once."),
+    click.option("--template", metavar="TEXT", help="Make prompts of columns: 'Continue this review: {text}'."),
 )  # fmt: skip
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos", "seed")
 
 
 def job_options(command: F) -> F:
-    """Add the options of a job to a command."""
-    for option in reversed(JOB_OPTIONS):
+    """Add the options of a job and of its dataset to a command."""
+    for option in reversed(JOB_OPTIONS + INPUT_OPTIONS):
         command = option(command)
     return command
+
+
+def dataset_of(name: str, options: dict[str, Any]) -> DatasetSource:
+    """The dataset that the options describe.
+
+    Raises:
+        DatasetError: the template is none.
+    """
+    columns = Columns(
+        options["prompt_column"],
+        options["messages_column"],
+        options["id_column"],
+        options["response_column"],
+        None if options["template"] is None else Template.parse(options["template"]),
+    )
+    return DatasetSource(name, columns, options["file_format"], options["config"], options["split"])
 
 
 def submission_of(source: str, options: dict[str, Any]) -> Submission:
@@ -79,12 +106,26 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
         "raw": options["raw"],
         "dtype": options["dtype"],
     }
-    columns = Columns(
-        options["prompt_column"], options["messages_column"], options["id_column"], options["response_column"]
-    )
     return Submission(
-        source, columns, options["file_format"], spec, options["name"], options["priority"], options["shard_rows"]
+        source=dataset_of(source, options),
+        spec=spec,
+        name=options["name"],
+        priority=options["priority"],
+        shard_rows=options["shard_rows"],
+        key=options["key"],
+        sweep=dict(_sweep(text) for text in options["sweeps"]),
     )
+
+
+def _sweep(text: str) -> tuple[str, list[float]]:
+    name, _, values = text.partition("=")
+    try:
+        weights = list(dict.fromkeys(float(value) for value in values.split(",")))
+    except ValueError:
+        raise SpecError(f"--sweep {text}: write ARM=NUMBER,NUMBER,…") from None
+    if not all(abs(weight) <= LARGEST_WEIGHT for weight in weights):
+        raise SpecError(f"--sweep {text}: weights are finite numbers within ±{LARGEST_WEIGHT:g}")
+    return name, weights
 
 
 def _arm(named_ref: str, weight: str, templates: dict[str, str]) -> dict[str, Any]:
