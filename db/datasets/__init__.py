@@ -3,6 +3,5 @@
 from db.datasets.columns import Columns
 from db.datasets.reading import DatasetSource, open_dataset
 from db.datasets.template import Template
-from db.datasets.writing import write_rows
 
-__all__ = ["Columns", "DatasetSource", "Template", "open_dataset", "write_rows"]
+__all__ = ["Columns", "DatasetSource", "Template", "open_dataset"]

@@ -1,121 +1,158 @@
-"""Writing rows to files, whole or not at all."""
+"""Writing files, whole or not at all."""
 
 import csv
+import gzip
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from db.datasets.reading import format_of
+from db.datasets.reading import COMPRESSIONS
 from db.datasets.streams import STDIN
 from db.errors import DatasetError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 STDOUT = STDIN
-PER_TOKEN = ("tokens", "logprobs", "base_logprobs", "token_rewards")
-"""Left out of CSV."""
-BATCH_ROWS = 1000
+TABLE_ROWS = 1000
 
 
-def write_rows(
-    rows: Iterable[dict[str, Any]],
-    target: str,
-    file_format: str | None = None,
-    on_rows: Callable[[int], None] | None = None,
-) -> int:
-    """Write output rows, and return how many.
+@contextmanager
+def whole_file(target: str, is_binary: bool = False) -> Iterator[IO[Any]]:
+    """A file to write, UTF-8 text or bytes, that appears under its name when the block ends without an error.
 
-    A file appears under its name when it is whole: it is written beside it and renamed.
-
-    Args:
-        rows: output rows.
-        target: a .jsonl, .csv or .parquet file, or `-` for JSONL on stdout.
-        file_format: the format where the name does not tell.
-        on_rows: called with the number of rows written so far.
+    It is written beside its place and renamed; one that was there stays until then. A name that ends in .gz or .zst
+    is compressed. `-` is stdout.
 
     Raises:
         DatasetError: the file cannot be written.
     """
-    chosen = format_of(target, file_format)
-    writers: dict[str, Callable[[Iterable[dict[str, Any]], Any], None]] = {
-        "jsonl": _write_jsonl,
-        "csv": _write_csv,
-        "parquet": _write_parquet,
-    }
-    counted = _Counted(rows, on_rows)
     if target == STDOUT:
-        _write_jsonl(counted, sys.stdout)
-    else:
-        with _whole_file(Path(target), is_binary=chosen == "parquet") as file:
-            writers[chosen](counted, file)
-    return counted.count
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    is_special = Path(target).exists() and not Path(target).is_file()  # a pipe, /dev/null
+    path = Path(target) if is_special else Path(target).resolve()
+    part = path if is_special else path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as raw, _compressed(raw, path.suffix.lower()) as packed, _text(packed, is_binary) as file:
+            yield file
+        if not is_special:
+            _sync(part)
+            part.replace(path)
+    except OSError as error:
+        raise DatasetError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):
+            if not is_special:
+                part.unlink()
 
 
-class _Counted:
-    def __init__(self, rows: Iterable[dict[str, Any]], on_rows: Callable[[int], None] | None) -> None:
-        self._rows, self._on_rows, self.count = rows, on_rows, 0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for row in self._rows:
-            yield row
-            self.count += 1
-            if self._on_rows is not None:
-                self._on_rows(self.count)
+def _sync(path: Path) -> None:
+    """After a crash of the machine the name must not stand for half a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
-def _whole_file(target: Path, is_binary: bool) -> Iterator[IO[Any]]:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+def _text(packed: IO[bytes], is_binary: bool) -> Iterator[IO[Any]]:
+    if is_binary:
+        yield packed
+        return
+    text = TextIOWrapper(cast(Any, packed), encoding="utf-8", newline="")
+    yield text
+    text.flush()
+    text.detach()
+
+
+@contextmanager
+def _compressed(raw: IO[bytes], suffix: str) -> Iterator[IO[bytes]]:
+    if suffix not in COMPRESSIONS:
+        yield raw
+    elif suffix == ".gz":
+        with gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
+            yield cast(IO[bytes], packed)
+    else:
+        with require_pyarrow().CompressedOutputStream(raw, "zstd") as packed:
+            yield packed
+
+
+def check_target(target: str, file_format: str) -> None:
+    """Find out before the work that a file could not be written after it.
+
+    Raises:
+        DatasetError: its folder is missing or may not be written to, it is a folder, or pyarrow is missing.
+    """
+    if file_format == "parquet" or target.lower().endswith(COMPRESSIONS[1:]):
+        require_pyarrow()
+    if target == STDOUT:
+        if file_format == "parquet":
+            raise DatasetError("Parquet cannot be written to stdout; give a file")
+        return
+    folder = Path(target).parent
+    if Path(target).is_dir():
+        raise DatasetError(f"{target}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise DatasetError(f"{target}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise DatasetError(f"{target}: the folder {folder} may not be written to")
+
+
+def require_pyarrow() -> Any:
+    """The module pyarrow.
+
+    Raises:
+        DatasetError: it is not installed.
+    """
     try:
-        file: IO[Any] = part.open("wb") if is_binary else part.open("w", encoding="utf-8", newline="")
-        with file:
-            yield file
-        part.replace(target)
-    except OSError as error:
-        raise DatasetError(f"{target}: cannot be written ({error.strerror})") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
+        import pyarrow as pa
+    except ImportError:
+        raise DatasetError("Parquet and zstd need pyarrow: pip install 'genarm[parquet]'") from None
+    return pa
 
 
-def _write_jsonl(rows: Iterable[dict[str, Any]], file: IO[str]) -> None:
+def write_jsonl(rows: Iterable[dict[str, Any]], file: IO[str]) -> None:
+    """A JSON object per line."""
+    is_stream = file is sys.stdout
     for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if is_stream:
+            file.flush()
 
 
-def _write_csv(rows: Iterable[dict[str, Any]], file: IO[str]) -> None:
-    writer: Any = None
+def write_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str], file: IO[str]) -> None:
+    """A header and a line per row; what is no text or number is written as JSON.
+
+    Raises:
+        ValueError: a row has a column that is not named.
+    """
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
     for row in rows:
-        flat = {name: _cell(value) for name, value in row.items() if name not in PER_TOKEN}
-        if writer is None:
-            names = dict.fromkeys(["id", "sample", "completion", "finish_reason", "error", *flat])
-            writer = csv.DictWriter(file, list(names), extrasaction="ignore")
-            writer.writeheader()
-        writer.writerow(flat)
+        writer.writerow({name: _cell(value) for name, value in row.items()})
 
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
 
 
-def _write_parquet(rows: Iterable[dict[str, Any]], file: IO[bytes]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise DatasetError("Parquet needs pyarrow: pip install 'genarm[parquet]'") from None
-    writer: Any = None
-    iterator = iter(rows)
-    try:
-        while batch := list(islice(iterator, BATCH_ROWS)):
-            table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
-            writer = writer or pq.ParquetWriter(file, table.schema)
+def write_parquet(tables: Iterable["pa.Table"], schema: "pa.Schema", file: IO[bytes]) -> None:
+    """Tables of one schema; a row group each."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in tables:
             writer.write_table(table)
-    except pa.ArrowException as error:
-        raise DatasetError(f"the rows do not fit into one Parquet schema ({str(error).splitlines()[0]})") from None
-    finally:
-        if writer is not None:
-            writer.close()
+
+
+def tables_of(rows: Iterable[dict[str, Any]], schema: "pa.Schema") -> Iterator["pa.Table"]:
+    """Rows as tables."""
+    iterator = iter(rows)
+    while batch := list(islice(iterator, TABLE_ROWS)):
+        yield require_pyarrow().Table.from_pylist(batch, schema=schema)

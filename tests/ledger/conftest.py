@@ -15,7 +15,8 @@ def submit(ledger):
 
     def submit(rows=6, shard_rows=2, samples=1, priority=5, columns=None):
         new = [jobs.NewRow(f"id{i}", {"id": f"id{i}", "prompt": f"prompt {i}", **(columns or {})}) for i in range(rows)]
-        job = jobs.NewJob(spec={"base": "b"}, samples=samples, shard_rows=shard_rows, priority=priority)
+        spec = {"base": "b", "arms": [{"name": "arm", "ref": "r", "weight": 1.0}]}
+        job = jobs.NewJob(spec=spec, samples=samples, shard_rows=shard_rows, priority=priority)
         return jobs.submit(ledger, job, new)
 
     return submit

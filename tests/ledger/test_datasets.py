@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from db.datasets import Columns, DatasetSource, open_dataset, write_rows
+from db.datasets import Columns, DatasetSource, open_dataset
 from db.errors import DatasetError
 
 
@@ -23,32 +23,6 @@ def test_csv_with_quotes_and_newlines(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('question,label\n"two\nlines, ""quoted""",x\n')
     assert read(path, Columns(prompt="question")) == [{"prompt": 'two\nlines, "quoted"', "label": "x"}]
-
-
-@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
-def test_what_is_written_can_be_read(tmp_path, name):
-    rows = [{"id": i, "sample": 0, "prompt": f"p{i}", "tokens": [1, 2], "completion": "ü\n,"} for i in range(2500)]
-    counts = []
-    assert write_rows(rows, str(tmp_path / name), on_rows=counts.append) == 2500
-    assert counts[-1] == 2500
-    found = read(tmp_path / name)
-    assert len(found) == 2500
-    assert (found[7]["prompt"], found[7]["completion"]) == ("p7", "ü\n,")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_an_error_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "out.jsonl"
-    path.write_text("old")
-
-    def rows():
-        yield {"a": 1}
-        raise DatasetError("broken")
-
-    with pytest.raises(DatasetError):
-        write_rows(rows(), str(path))
-    assert path.read_text() == "old"
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from db.jobs import JobProgress
@@ -23,6 +31,14 @@ def out(text: str) -> None:
 def out_json(facts: Mapping[str, Any]) -> None:
     """An object on a line of stdout."""
     print(json.dumps(facts, ensure_ascii=False, default=str), flush=True)
+
+
+def fact(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """What a command did: an object on stdout, or a line for people on stderr."""
+    if as_json:
+        out_json(facts)
+    else:
+        note(text)
 
 
 def note(text: str) -> None:
@@ -75,6 +91,24 @@ def job_bar(description: str) -> Iterator[JobBar]:
     )
     with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal) as progress:
         yield JobBar(progress, progress.add_task(description, total=None, state=""))
+
+
+@contextmanager
+def count_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A callback that shows how many of `total` are done on stderr; nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal, transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.update(task, completed=count)
+
+
+@contextmanager
+def rows_read(source: str) -> Iterator[Callable[[int], None]]:
+    """A callback that shows on stderr how many rows were read; nothing where stderr is no terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} rows"))
+    with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal, transient=True) as progress:
+        task = progress.add_task(f"checking models, reading {source}", total=None)
+        yield lambda count: progress.update(task, completed=count)
 
 
 class TrainingStep(Protocol):

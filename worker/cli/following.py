@@ -1,12 +1,13 @@
 """Following a job until it ends."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import db.jobs
 from db.errors import DatabaseUnreachableError
 from db.jobs import JobProgress
 from db.session import Ledger
+from db.spans import Span, ready_span
 from worker.cli import console
 from worker.cli.errors import Exit
 
@@ -40,6 +41,30 @@ def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None
                 bar.show(progress)
                 if progress.job.status.is_final:
                     return progress
+            time.sleep(POLL_SECONDS)
+
+
+def followed_spans(ledger: Ledger, job_id: str) -> Iterator[Span]:
+    """Rows of a job as they have their outcomes, in order, until it has ended; through short outages of the database.
+
+    Raises:
+        DatabaseUnreachableError, JobNotFoundError: as `follow`.
+    """
+    answered = time.monotonic()
+    position, is_all = 0, False
+    while not is_all:
+        try:
+            span, is_all = ready_span(ledger, job_id, position)
+        except DatabaseUnreachableError:
+            if time.monotonic() - answered > PATIENCE_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
+            continue
+        answered = time.monotonic()
+        position = span.last
+        if span.last > span.first:
+            yield span
+        elif not is_all:
             time.sleep(POLL_SECONDS)
 
 

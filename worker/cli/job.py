@@ -6,13 +6,12 @@ from typing import Any
 import click
 
 import db.jobs
-from db.datasets import write_rows
 from db.jobs import JobProgress
-from db.results import export_rows
 from db.session import Ledger
 from worker.cli import console
+from worker.cli.export import export_job
 from worker.cli.following import exit_code, follow, summary
-from worker.cli.options import job_options, json_option, submission_of
+from worker.cli.options import job_id_argument, job_options, json_option, submission_of
 from worker.errors import BrokerUnreachableError
 from worker.ledger import open_ledger
 from worker.settings import Settings
@@ -42,7 +41,8 @@ def submit_job(source: str, as_json: bool, **options: Any) -> None:
     """
     settings = Settings()
     ledger = open_ledger(settings)
-    submitted = submit(ledger, settings, submission_of(source, options))
+    with console.rows_read(source) as on_rows:
+        submitted = submit(ledger, settings, submission_of(source, options), on_rows)
     if as_json:
         console.out_json({"id": submitted.id, "rows": submitted.total_rows})
     else:
@@ -88,7 +88,7 @@ def facts(progress: JobProgress) -> dict[str, Any]:
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_id_argument
 @json_option
 def show(job_id: str, as_json: bool) -> None:
     """Show a job; the ID may be shortened while it is unique.
@@ -106,7 +106,7 @@ def show(job_id: str, as_json: bool) -> None:
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_id_argument
 @json_option
 @click.pass_context
 def watch(context: click.Context, job_id: str, as_json: bool) -> None:
@@ -126,8 +126,9 @@ def watch(context: click.Context, job_id: str, as_json: bool) -> None:
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
-def cancel(job_id: str) -> None:
+@job_id_argument
+@json_option
+def cancel(job_id: str, as_json: bool) -> None:
     """Cancel a job; what is finished stays.
 
     \b
@@ -135,12 +136,13 @@ def cancel(job_id: str) -> None:
         genarm job cancel job-1m86dg0
     """
     cancelled = db.jobs.cancel(open_ledger(Settings()), job_id)
-    console.note(f"{cancelled.id} {cancelled.status.value}")
+    console.fact({"id": cancelled.id, "status": cancelled.status}, f"{cancelled.id} {cancelled.status.value}", as_json)
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
-def retry(job_id: str) -> None:
+@job_id_argument
+@json_option
+def retry(job_id: str, as_json: bool) -> None:
     """Do the failed and cancelled rows of a job again.
 
     \b
@@ -150,30 +152,19 @@ def retry(job_id: str) -> None:
     settings = Settings()
     ledger = open_ledger(settings)
     found = db.jobs.find(ledger, job_id)
-    console.note(f"{found.id}: {db.jobs.retry_failed(ledger, found.id)} rows to do again")
+    count = db.jobs.retry_failed(ledger, found.id)
+    console.fact({"id": found.id, "rows": count}, f"{found.id}: {count} rows to do again", as_json)
     _announce(ledger, settings)
 
 
-@job.command()
-@click.argument("job_id", metavar="ID")
-@click.option("-o", "--output", required=True, help="Results: .jsonl, .csv, .parquet, or - for JSONL on stdout.")
-@click.option("--format", "file_format", type=click.Choice(["jsonl", "csv", "parquet"]), help="Of the output.")
-def export(job_id: str, output: str, file_format: str | None) -> None:
-    """Write the results of a job to a file, in the order of its input.
-
-    \b
-    Example:
-        genarm job export job-1m86dg0 -o out.parquet
-    """
-    ledger = open_ledger(Settings())
-    count = write_rows(export_rows(ledger, db.jobs.find(ledger, job_id).id), output, file_format)
-    console.note(f"{count} rows")
+job.add_command(export_job)
 
 
 @job.command()
-@click.argument("job_id", metavar="ID")
+@job_id_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(job_id: str, yes: bool) -> None:
+@json_option
+def delete(job_id: str, yes: bool, as_json: bool) -> None:
     """Delete a job with all its rows and results.
 
     \b
@@ -185,4 +176,4 @@ def delete(job_id: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Delete {found.id} with its {found.total_rows} rows?", abort=True, err=True)
     db.jobs.delete(ledger, found.id)
-    console.note(f"deleted {found.id}")
+    console.fact({"id": found.id, "deleted": True}, f"deleted {found.id}", as_json)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from db.datasets import Columns, DatasetSource, Template
 from models.errors import SpecError
@@ -16,6 +17,23 @@ LARGEST_WEIGHT = 1e4
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+
+
+def _complete_job_id(context: click.Context, parameter: click.Parameter, beginning: str) -> list[CompletionItem]:
+    """The jobs submitted last, for the shell's Tab key."""
+    import db.jobs
+    from worker.ledger import open_ledger
+    from worker.settings import Settings
+
+    found = db.jobs.list_jobs(open_ledger(Settings()))
+    return [
+        CompletionItem(one.job.id, help=" ".join(filter(None, (one.job.status.value, one.job.name))))
+        for one in found
+        if one.job.id.startswith(beginning)
+    ]
+
+
+job_id_argument = click.argument("job_id", metavar="ID", shell_complete=_complete_job_id)
 
 JOB_OPTIONS = (
     click.option("--base", required=True, metavar="REF", help="Base model: hub id, folder or .gguf file."),

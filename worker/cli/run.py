@@ -1,4 +1,4 @@
-"""`genarm run`: a dataset in, results out, in one command."""
+"""`genarm run`: from a dataset to a file of results in one command."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -6,12 +6,14 @@ from typing import Any
 import click
 
 import db.jobs
-from db.datasets import write_rows
-from db.results import export_rows
+from db.datasets.writing import check_target
+from db.errors import DatasetError
 from worker.cli import console
 from worker.cli.errors import Exit
+from worker.cli.export import export_of, export_options, write_export
 from worker.cli.following import exit_code, follow, summary
-from worker.cli.options import job_options, submission_of
+from worker.cli.job import facts
+from worker.cli.options import job_options, json_option, submission_of
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
@@ -20,11 +22,12 @@ from worker.submission import announce, submit
 
 @click.command()
 @click.argument("source", metavar="INPUT")
-@click.option("-o", "--output", required=True, help="Results: .jsonl, .csv, .parquet, or - for JSONL on stdout.")
+@export_options("--output-format")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @job_options
+@json_option
 @click.pass_context
-def run(context: click.Context, /, source: str, output: str, device: str | None, **options: Any) -> None:
+def run(context: click.Context, /, source: str, device: str | None, as_json: bool, **options: Any) -> None:
     """Generate for every row of INPUT and write the results to a file.
 
     Starts what is missing (the database, Redis, a worker), shows progress, and stops what it started. The rows stay in
@@ -33,15 +36,20 @@ def run(context: click.Context, /, source: str, output: str, device: str | None,
     \b
     Examples:
         genarm run prompts.jsonl -o out.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct --arm examples/arms/positive 1
-        genarm run reviews.csv -o out.parquet --base ./model --prompt-column text -n 4 --temperature 0.7
+        genarm run reviews.csv -o out.parquet --base ./model --template 'Continue: {text}' -n 4 --temperature 0.7
+        genarm run batch.jsonl -o results.jsonl --output-format openai --base ./model
     """
     settings = Settings()
     if device is not None:
         settings = settings.model_copy(update={"device": device})
+    wanted = export_of(options)
+    if as_json and wanted.target == "-":
+        raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
+    check_target(wanted.target, wanted.chosen_format)
     submission = submission_of(source, options)
     ledger = open_ledger(settings)
-    with console.status("checking models and storing rows"):
-        job = submit(ledger, settings, submission)
+    with console.rows_read(source) as on_rows:
+        job = submit(ledger, settings, submission, on_rows)
     try:
         with ExitStack() as stack:
             with console.status("starting Redis and a worker"):
@@ -53,6 +61,8 @@ def run(context: click.Context, /, source: str, output: str, device: str | None,
         db.jobs.cancel(ledger, job.id)
         console.note(f"Cancelled {job.id}; finished rows: genarm job export {job.id} -o FILE")
         context.exit(Exit.INTERRUPTED)
-    write_rows(export_rows(ledger, job.id), output)
+    write_export(ledger, job, wanted)
+    if as_json:
+        console.out_json({**facts(progress), "file": wanted.target})
     console.note(summary(progress))
     context.exit(exit_code(progress))

@@ -1,0 +1,66 @@
+"""Results as OpenAI's batch API gives them: an object per custom_id."""
+
+from typing import Any
+
+from db.jobs import Job
+
+TEXT_URL = "/v1/completions"
+
+
+def batch_result(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The result of one row of the input.
+
+    Args:
+        job: its job.
+        request: the row: id, row_index, row.
+        rows: its output rows, by sample.
+    """
+    first = rows[0]
+    line = {
+        "id": f"batch_req_{request.id}",
+        "custom_id": _custom_id(request),
+        "response": None,
+        "error": first["error"],
+    }
+    if first["error"] is None:
+        request_id = f"{job.id}-{request.row_index}"
+        line["response"] = {"status_code": 200, "request_id": request_id, "body": _body(job, request, rows)}
+    return line
+
+
+def _custom_id(request: Any) -> str:
+    value = request.row.get("custom_id", request.row.get("id"))
+    return str(request.row_index if value is None else value)
+
+
+def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    is_text = request.row.get("url") == TEXT_URL
+    choice = _text_choice if is_text else _chat_choice
+    prompt_tokens = rows[0]["prompt_tokens"] or 0
+    completion_tokens = sum(len(row["tokens"] or ()) for row in rows)
+    return {
+        "id": f"{'cmpl' if is_text else 'chatcmpl'}-{job.id}-{request.row_index}",
+        "object": "text_completion" if is_text else "chat.completion",
+        "created": int(job.created_at.timestamp()),
+        "model": job.spec.get("base"),
+        "choices": [choice(row) for row in rows],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def _chat_choice(row: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": row["completion"], "refusal": None}
+    return {"index": row["sample"], "message": message, "logprobs": None, "finish_reason": row["finish_reason"]}
+
+
+def _text_choice(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "index": row["sample"],
+        "text": row["completion"],
+        "logprobs": None,
+        "finish_reason": row["finish_reason"],
+    }

@@ -1,0 +1,191 @@
+"""One export of a job's results to a file."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Literal, TypeVar
+
+from db.datasets.reading import format_of
+from db.datasets.writing import (
+    check_target,
+    require_pyarrow,
+    tables_of,
+    whole_file,
+    write_csv,
+    write_jsonl,
+    write_parquet,
+)
+from db.errors import DatasetError
+from db.exports.batch_results import batch_result
+from db.exports.choosing import Chooser
+from db.jobs import Job
+from db.results import OWN_COLUMNS, export_groups, export_rows, input_rows, passed_on
+from db.session import Ledger
+from db.spans import Span, all_spans
+
+OPENAI = "openai"
+PER_TOKEN = ("tokens", "logprobs", "base_logprobs", "token_rewards")
+"""Left out of CSV."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write, and where to."""
+
+    target: str
+    """A file, or `-` for stdout."""
+    file_format: str | None = None
+    """jsonl, csv, parquet or openai where the name does not tell."""
+    shape: Literal["completions", "preference", "sft"] = "completions"
+    by: dict[str, float] | None = None
+    """Weight by ARM to choose by; None: those that a row was generated with."""
+    per_token: bool = False
+
+    @property
+    def chosen_format(self) -> str:
+        """The format.
+
+        Raises:
+            DatasetError: the name does not tell.
+        """
+        if self.file_format == OPENAI:
+            return OPENAI
+        return format_of(self.target, self.file_format)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    rows: int
+    skipped: int = 0
+    """Rows of the input that gave no pair, or no best completion."""
+
+
+def check_export(job: Job, wanted: Export) -> None:
+    """Find out before the work what would stop the export after it.
+
+    Raises:
+        DatasetError: the target cannot be written, or the job has not what is asked for.
+    """
+    chosen = wanted.chosen_format
+    check_target(wanted.target, chosen)
+    if wanted.shape != "completions":
+        if chosen == OPENAI:
+            raise DatasetError("--format openai writes completions; leave out --as")
+        _chooser(job, wanted).check()
+        if job.samples < 2 and wanted.shape == "preference":
+            raise DatasetError(
+                f"{job.id} has one sample per row; pairs need several: submit it with --samples 2 or more"
+            )
+    if chosen == OPENAI and job.sweep:
+        raise DatasetError(f"{job.id} is a sweep: it has several results for each custom_id; export it as .jsonl")
+
+
+def export(
+    ledger: Ledger,
+    job: Job,
+    wanted: Export,
+    spans: Iterable[Span] | None = None,
+    on_rows: Callable[[int], None] = lambda count: None,
+) -> Exported:
+    """Write a job's results, whole or not at all, in bounded memory.
+
+    Args:
+        ledger: the database.
+        job: the job.
+        wanted: what to write, and where to.
+        spans: which rows of the input; all where not given.
+        on_rows: called with the number of rows written so far.
+
+    Raises:
+        DatasetError: as `check_export`, or the file cannot be written.
+        DatabaseUnreachableError: the database does not answer.
+    """
+    check_export(job, wanted)
+    chosen = wanted.chosen_format
+    chooser = _chooser(job, wanted)
+    counted = _Counted(on_rows)
+    spans = all_spans(ledger, job.id) if spans is None else spans
+    with whole_file(wanted.target, is_binary=chosen == "parquet") as file:
+        if chosen == OPENAI:
+            groups = export_groups(ledger, job.id, spans)
+            write_jsonl(counted.each(batch_result(job, request, rows) for request, rows in groups), file)
+        elif wanted.shape == "completions":
+            _write_completions(ledger, job, chosen, spans, counted, file)
+        else:
+            groups = export_groups(ledger, job.id, spans)
+            rows = chooser.pairs(groups) if wanted.shape == "preference" else chooser.best(groups)
+            _write_chosen(counted.each(rows), chosen, wanted.shape, file)
+    return Exported(counted.count, chooser.skipped)
+
+
+def _chooser(job: Job, wanted: Export) -> Chooser:
+    return Chooser(job, wanted.by, wanted.per_token)
+
+
+class _Counted:
+    def __init__(self, on_rows: Callable[[int], None]) -> None:
+        self._on_rows, self.count = on_rows, 0
+
+    def each(self, items: Iterable[T], rows_of: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
+        for item in items:
+            yield item
+            self.count += rows_of(item)
+            self._on_rows(self.count)
+
+
+def _write_completions(
+    ledger: Ledger, job: Job, chosen: str, spans: Iterable[Span], counted: _Counted, file: IO[Any]
+) -> None:
+    if chosen == "parquet":
+        from db.columnar import ArrowResults
+
+        results = ArrowResults.of(ledger, job.id)
+        write_parquet(counted.each(results.tables(iter(spans)), lambda table: table.num_rows), results.schema, file)
+        return
+    rows = counted.each(export_rows(ledger, job.id, spans))
+    if chosen == "jsonl":
+        write_jsonl(rows, file)
+    else:
+        write_csv(map(_flat, rows), _csv_columns(ledger, job), file)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without lists, with a column for each ARM's reward."""
+    flat = {name: value for name, value in row.items() if name not in (*PER_TOKEN, "rewards", "error")}
+    flat |= {f"rewards.{arm}": total for arm, total in (row.get("rewards") or {}).items()}
+    return flat | {f"error.{name}": value for name, value in (row["error"] or {}).items()}
+
+
+def _csv_columns(ledger: Ledger, job: Job) -> list[str]:
+    """The header: the columns that any row has."""
+    own = [name for name in OWN_COLUMNS if name not in (*PER_TOKEN, "rewards", "error")]
+    rewards = [f"rewards.{arm['name']}" for arm in job.spec.get("arms", ())]
+    passed: dict[str, None] = {}
+    for span in all_spans(ledger, job.id):
+        for _, row in input_rows(ledger, job.id, span):
+            passed |= dict.fromkeys(passed_on(row))
+    return [*own, *rewards, "error.code", "error.message", *(name for name in passed if name not in own)]
+
+
+def _write_chosen(rows: Iterable[dict[str, Any]], chosen: str, shape: str, file: IO[Any]) -> None:
+    if chosen == "jsonl":
+        write_jsonl(rows, file)
+    elif chosen == "csv":
+        write_csv(rows, _chosen_columns(shape), file)
+    else:
+        pa = require_pyarrow()
+        message = pa.struct([("role", pa.string()), ("content", pa.string())])
+        rewards = dict.fromkeys(("chosen_reward", "rejected_reward", "reward"), pa.float64())
+        kinds = {"messages": pa.list_(message), **rewards}
+        schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _chosen_columns(shape)])
+        with_text_ids = ({**row, "id": str(row["id"])} for row in rows)
+        write_parquet(tables_of(with_text_ids, schema), schema, file)
+
+
+def _chosen_columns(shape: str) -> list[str]:
+    if shape == "preference":
+        return ["id", "prompt", "messages", "chosen", "rejected", "chosen_reward", "rejected_reward"]
+    return ["id", "prompt", "messages", "completion", "reward"]

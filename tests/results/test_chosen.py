@@ -1,0 +1,130 @@
+"""Pairs, best of n, and OpenAI batch results."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+
+from db.datasets import DatasetSource, open_dataset
+from db.errors import DatasetError
+from db.exports import Export, export
+from db.results import export_rows
+from models.training.preferences import read_preferences
+from tests.results import filled
+
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def write(ledger, tmp_path):
+    """Export a job to JSONL, and return its objects."""
+
+    def write(job, **more):
+        exported = export(ledger, job, Export(str(tmp_path / "out.jsonl"), **more))
+        return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()], exported
+
+    return write
+
+
+def best_and_worst(rows, reward):
+    ranked = sorted(rows, key=reward, reverse=True)
+    return ranked[0]["completion"], ranked[-1]["completion"]
+
+
+@pytest.mark.parametrize(
+    ("more", "reward"),
+    [
+        ({}, lambda row: sum(row["rewards"].values())),
+        ({"by": {"harmless": 1.0}}, lambda row: row["rewards"]["harmless"]),
+        ({"by": {"helpful": 1, "harmless": -2}}, lambda row: np.dot([-2, 1], list(row["rewards"].values()))),
+        ({"by": {"helpful": 1.0}, "per_token": True}, lambda row: row["rewards"]["helpful"] / len(row["tokens"])),
+    ],
+)  # fmt: skip
+def test_pairs_are_the_best_and_the_worst(ledger, finished, write, more, reward):
+    job = finished([f"p{i}" for i in range(20)], samples=4, failing={3})
+    pairs, exported = write(job, shape="preference", **more)
+    assert (len(pairs), exported.rows, exported.skipped) == (19, 19, 1)
+    rows = list(export_rows(ledger, job.id))
+    for pair in pairs:
+        own = [row for row in rows if row["id"] == pair["id"]]
+        assert (pair["chosen"], pair["rejected"]) == best_and_worst(own, reward)
+        assert pair["chosen_reward"] >= pair["rejected_reward"]
+
+
+def test_the_weights_of_a_row_choose_unless_others_are_given(ledger, finished, write):
+    job = finished([{"prompt": "p", "weights": {"helpful": 0.0, "harmless": -1.0}}], samples=4)
+    ((pair,), _) = write(job, shape="preference")
+    rows = list(export_rows(ledger, job.id))
+    assert (pair["chosen"], pair["rejected"]) == best_and_worst(rows, lambda row: -row["rewards"]["harmless"])
+
+
+def test_pairs_are_what_arm_training_reads(finished, write, tmp_path):
+    job = finished([{"prompt": f"p{i}"} for i in range(5)], samples=3)
+    write(job, shape="preference")
+    assert len(read_preferences(tmp_path / "out.jsonl").pairs) == 5
+
+
+def test_the_best_of_n_for_prompts_and_chats(ledger, finished, write, tmp_path):
+    job = finished(["p", {"messages": CHAT}, "fails"], samples=3, failing={2})
+    (prompted, chat), exported = write(job, shape="sft")
+    assert exported.skipped == 1
+    assert prompted.keys() == {"id", "prompt", "completion", "reward"}
+    assert chat["messages"][:1] == CHAT
+    assert chat["messages"][1]["role"] == "assistant"
+    export(ledger, job, Export(str(tmp_path / "out.parquet"), shape="sft"))
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert table[1]["messages"] == chat["messages"]
+
+
+def test_pairs_need_arms_and_samples(ledger, finished, write):
+    with pytest.raises(DatasetError, match="has no ARM"):
+        write(finished(["p"], arms=()), shape="preference")
+    with pytest.raises(DatasetError, match="--samples 2"):
+        write(finished(["p"], samples=1), shape="preference")
+
+
+def batch_of(count):
+    bodies = [{"model": "gpt-4o", "messages": [*CHAT, {"role": "user", "content": str(i)}]} for i in range(count)]
+    rows = [
+        {"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    rows[3] |= {"url": "/v1/completions", "body": {"model": "m", "prompt": "a text", "max_tokens": 3}}
+    return rows  # fmt: skip
+
+
+def test_a_batch_file_comes_back_as_its_client_expects(ledger, write, tmp_path):
+    path = tmp_path / "batch.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in batch_of(500)))
+    rows = [row.row for row in open_dataset(DatasetSource(str(path)), 2)]
+    job = filled.submit(ledger, rows)
+    filled.fill(ledger, job, failing={7})
+    lines, exported = write(job, file_format="openai")
+    assert [line["custom_id"] for line in lines] == [f"r{i}" for i in range(500)]
+    assert exported.rows == 500
+    assert len({line["id"] for line in lines}) == 500
+    expected = list(export_rows(ledger, job.id))
+    for line in lines:
+        assert line.keys() == {"id", "custom_id", "response", "error"}
+        if line["custom_id"] == "r7":
+            assert line["response"] is None
+            assert line["error"]["code"] == "prompt_too_long"
+            continue
+        assert (line["error"], line["response"]["status_code"]) == (None, 200)
+        kind = Completion if line["custom_id"] == "r3" else ChatCompletion
+        body = kind.model_validate(line["response"]["body"], strict=True)
+        own = [row for row in expected if row["id"] == line["custom_id"]]
+        texts = [choice.text if kind is Completion else choice.message.content for choice in body.choices]
+        assert texts == [row["completion"] for row in own]
+        assert [choice.index for choice in body.choices] == [0, 1]
+        assert body.usage.completion_tokens == sum(len(row["tokens"]) for row in own)
+        assert body.usage.total_tokens == body.usage.prompt_tokens + body.usage.completion_tokens
+
+
+def test_a_sweep_has_no_batch_results(finished, write):
+    rows = [{"custom_id": "a", "prompt": "p", "weights": {"helpful": w}} for w in (0.0, 1.0)]
+    with pytest.raises(DatasetError, match="is a sweep"):
+        write(finished(rows, sweep={"helpful": [0.0, 1.0]}), file_format="openai")

@@ -1,0 +1,130 @@
+"""Results as files, read back by other tools."""
+
+import gzip
+import json
+import os
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from db.datasets.writing import whole_file
+from db.errors import DatasetError
+from db.exports import Export, export
+from db.results import export_rows
+
+ROWS = [
+    {"id": "a", "prompt": "naïve\n\"quoted\", 漢字", "label": 1, "meta": {"tags": []}, "completion": "of the input"},
+    {"id": 2, "prompt": "two", "label": None, "meta": {"tags": ["x"]}},
+    {"prompt": "fails", "label": 2.5, "mixed": 1},
+    {"prompt": "last", "mixed": "text", "messages": None, "void": {}},
+]  # fmt: skip
+
+
+@pytest.fixture
+def write(ledger, tmp_path):
+    """Export a job to a file, and return the file."""
+
+    def write(job, name, **more):
+        target = tmp_path / name
+        export(ledger, job, Export(str(target), **more))
+        assert [path.name for path in tmp_path.iterdir() if path.suffix != ".db" and ".db-" not in path.name] == [name]
+        return target
+
+    return write
+
+
+def close(one, other):
+    return one == pytest.approx(other, abs=1e-6)
+
+
+def test_parquet_has_the_rows_with_float32_lists(ledger, finished, write):
+    job = finished(ROWS, failing={2})
+    table = pq.read_table(write(job, "out.parquet"))
+    rows, expected = table.to_pylist(), list(export_rows(ledger, job.id))
+    assert table.schema.field("logprobs").type == pa.list_(pa.float32())
+    assert table.schema.field("token_rewards").type.field("helpful").type == pa.list_(pa.float32())
+    assert table.schema.field("label").type == pa.float64()
+    assert len(rows) == len(expected) == 7
+    for row, other in zip(rows, expected, strict=True):
+        assert row["id"] == (other["id"] if isinstance(other["id"], str) else json.dumps(other["id"]))
+        for name in ("sample", "prompt", "label", "input_completion", "error"):
+            assert row[name] == other.get(name), name
+        for name in ("completion", "finish_reason", "tokens", "prompt_tokens"):
+            assert row[name] == other.get(name), name
+        if other["error"] is None:
+            assert close(row["logprobs"], other["logprobs"])
+            assert close(row["rewards"], other["rewards"])
+            assert close(row["token_rewards"]["helpful"], other["token_rewards"]["helpful"])
+    assert (rows[4]["tokens"], rows[4]["rewards"], rows[4]["token_rewards"]) == (None, None, None)
+    assert [rows[i]["mixed"] for i in (0, 4, 5)] == [None, "1", "text"]
+    assert (rows[0]["meta"], rows[5]["void"]) == ({"tags": []}, "{}")
+
+
+def test_parquet_of_a_job_without_arms_or_results(submit, finished, write):
+    assert pq.read_table(write(submit(["a", "b"], arms=()), "out.parquet")).num_rows == 0
+    table = pq.read_table(write(finished(["a"], arms=(), samples=1), "out.parquet"))
+    assert table.num_rows == 1
+    assert "rewards" not in table.column_names
+
+
+def test_csv_has_every_column_and_no_lists(ledger, finished, write):
+    job = finished(ROWS, failing={2})
+    frame = pd.read_csv(write(job, "out.csv"), keep_default_na=False)
+    assert list(frame.columns) == [
+        "id", "sample", "completion", "finish_reason", "prompt_tokens", "rewards.helpful", "rewards.harmless",
+        "error.code", "error.message", "prompt", "label", "meta", "input_completion", "mixed", "messages", "void",
+    ]  # fmt: skip
+    assert list(frame["prompt"].unique()) == [row["prompt"] for row in ROWS]
+    first = next(export_rows(ledger, job.id))
+    assert float(frame["rewards.helpful"][0]) == first["rewards"]["helpful"]
+    assert (frame["error.code"][4], frame["completion"][4], frame["meta"][0]) == ("prompt_too_long", "", '{"tags": []}')
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst", "out.csv.gz"])
+def test_files_are_compressed_as_their_name_says(finished, write, name):
+    path = write(finished(["a"]), name)
+    if name.endswith("gz"):
+        assert gzip.decompress(path.read_bytes()).count(b"\n") >= 2
+    else:
+        with pa.CompressedInputStream(path.open("rb"), "zstd") as file:
+            assert len([json.loads(line) for line in file.read().splitlines()]) == 2
+
+
+def test_an_export_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(str(path)) as file:
+        file.write("half a fi")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pipe_is_written_to_and_not_replaced(ledger, finished):
+    job = finished(["a"])
+    end, start = os.pipe()
+    export(ledger, job, Export(f"/dev/fd/{start}", "jsonl"))
+    os.close(start)
+    with os.fdopen(end) as pipe:
+        assert len(pipe.readlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "message"),
+    [
+        ("out.txt", {}, "say --format"),
+        ("nowhere/out.jsonl", {}, "there is no folder"),
+        ("-", {"file_format": "parquet"}, "cannot be written to stdout"),
+        ("out.jsonl", {"shape": "preference", "by": {"kind": 1.0}}, r"--by kind: .*helpful, harmless"),
+        ("out.jsonl", {"shape": "sft", "file_format": "openai"}, "leave out --as"),
+        ("", {"file_format": "jsonl"}, "is a folder"),
+    ],
+)
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_what_cannot_be_exported_is_refused(ledger, finished, tmp_path, target, more, message):
+    job = finished(["a"])
+    target = target if target == "-" else f"{tmp_path}/{target}"
+    with pytest.raises(DatasetError, match=message):
+        export(ledger, job, Export(target, **more))
