@@ -35,7 +35,7 @@ FROM requests JOIN completions ON completions.request_id = requests.id
 MORE = """,
     (SELECT sum({value}) FROM {each}(completions.logprobs){alias})
         - (SELECT sum({value}) FROM {each}(completions.base_logprobs){alias}) AS kl,
-    requests."row" -> 'weights' AS weights"""
+    {weights} AS weights"""
 
 DIALECTS = {
     "postgresql": {
@@ -43,8 +43,15 @@ DIALECTS = {
         "value": "CAST(logprob AS double precision)",
         "each": "unnest",
         "alias": " AS logprob",
+        "weights": "requests.\"row\" -> 'weights'",
     },
-    "sqlite": {"object_agg": "json_group_object", "value": "value", "each": "json_each", "alias": ""},
+    "sqlite": {
+        "object_agg": "json_group_object",
+        "value": "value",
+        "each": "json_each",
+        "alias": "",
+        "weights": "json_extract(requests.\"row\", '$.weights')",
+    },
 }
 
 
