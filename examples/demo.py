@@ -17,7 +17,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 import db.jobs
 import db.results
-from db.datasets import Columns
+from db.datasets import DatasetSource
 from db.jobs import JobProgress
 from db.session import redacted
 from worker.cli import console
@@ -46,7 +46,7 @@ def base_model() -> str:
 def submission(name: str, arms: list[dict[str, Any]]) -> Submission:
     """One of the two jobs."""
     spec = {"base": base_model(), "arms": arms, "sampling": SAMPLING}
-    return Submission(str(PROMPTS), Columns(), None, spec, name, priority=5, shard_rows=16)
+    return Submission(DatasetSource(str(PROMPTS)), spec, name, priority=5, shard_rows=16)
 
 
 def scores(rows: list[dict[str, Any]]) -> list[float]:

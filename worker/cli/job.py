@@ -12,6 +12,7 @@ from worker.cli import console
 from worker.cli.export import export_job
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.options import job_id_argument, job_options, json_option, submission_of
+from worker.cli.report import report_job
 from worker.errors import BrokerUnreachableError
 from worker.ledger import open_ledger
 from worker.settings import Settings
@@ -158,6 +159,7 @@ def retry(job_id: str, as_json: bool) -> None:
 
 
 job.add_command(export_job)
+job.add_command(report_job)
 
 
 @job.command()

@@ -1,0 +1,51 @@
+"""Fronts and hypervolumes, against values worked out by hand and by counting."""
+
+import random
+
+import pytest
+
+from db import jobs
+from worker.report.front import front, hypervolume, worst
+from worker.report.sweep import front_of
+
+
+def test_a_point_that_another_dominates_is_not_on_the_front():
+    assert front([(1, 3), (2, 2), (3, 1), (2, 1), (1, 3)]) == [True, True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("points", "reference", "volume"),
+    [
+        ([(3.0,), (2.0,)], (1.0,), 2.0),
+        ([(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)], (0.0, 0.0), 6.0),
+        ([(1.0, 1.0), (2.0, 2.0)], (0.0, 0.0), 4.0),
+        ([(1.0, 1.0, 2.0), (2.0, 1.0, 1.0)], (0.0, 0.0, 0.0), 3.0),
+        ([(0.0, 5.0)], (0.0, 0.0), 0.0),
+        ([], (0.0, 0.0), 0.0),
+    ],
+)
+def test_hypervolumes_by_hand(points, reference, volume):
+    assert hypervolume(points, reference) == volume
+
+
+@pytest.mark.parametrize("dimensions", [2, 3, 4])
+def test_a_hypervolume_counts_the_cells_below_the_points(dimensions):
+    chance = random.Random(dimensions)
+    points = [tuple(chance.randrange(1, 6) for _ in range(dimensions)) for _ in range(12)]
+    cells = [()]
+    for _ in range(dimensions):
+        cells = [(*cell, n) for cell in cells for n in range(5)]
+    inside = sum(any(all(c < p for c, p in zip(cell, point, strict=True)) for point in points) for cell in cells)
+    assert hypervolume(points, (0,) * dimensions) == inside
+
+
+def test_the_front_of_a_job_is_that_of_its_mean_token_rewards(ledger, finished):
+    rows = [{"prompt": f"p{i}", "weights": {"helpful": w}} for i in range(40) for w in (0.0, 9.0)]
+    job = finished(rows, sweep={"helpful": [0.0, 9.0]}, failing={0})
+    found = front_of(ledger, jobs.find(ledger, job.id))
+    assert [point.weights for point in found.points] == [{"helpful": 0.0}, {"helpful": 9.0}]
+    assert [(point.completions, point.failed) for point in found.points] == [(78, 1), (80, 0)]
+    assert found.on_front == [False, True]
+    vectors = [(point.rewards["helpful"],) for point in found.points]
+    assert found.hypervolume == pytest.approx(vectors[1][0] - worst(vectors)[0])
+    assert front_of(ledger, finished(["a"])) is None

@@ -1,0 +1,171 @@
+"""The report, opened in headless Chromium."""
+
+import shutil
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from db import jobs
+from tests.results.filled import WORDS
+from worker.report.collect import collect
+from worker.report.page import page as html_page
+
+CHROMIUM = shutil.which("chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+TOKEN_TEXTS = {index: f" {word}".encode() for index, word in enumerate(WORDS)}
+MANY = 10_000
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium"),
+    pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True),
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, ledger, tmp_path):
+    """Open the report of a job; whatever the page complains of fails the test."""
+    complaints = []
+
+    def opened(job, texts=TOKEN_TEXTS, limit=MANY, **more):
+        path = tmp_path / "report.html"
+        path.write_text(html_page(collect(ledger, jobs.progress(ledger, job.id), limit), texts), encoding="utf-8")
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, **more)
+        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector(".token, .error")
+        return page
+
+    yield opened
+    assert [text for text in complaints if not text.startswith(("blob:", "data:"))] == []
+
+
+def sweep_job(finished, count=30):
+    sweep = {"helpful": [0.0, 1.0, 4.0], "harmless": [0.0, 2.0]}
+    points = [(a, b) for a in sweep["helpful"] for b in sweep["harmless"]]
+    rows = [
+        {"id": f"row-{i}", "prompt": f"What about {i}?", "weights": {"helpful": a, "harmless": b}}
+        for i in range(count)
+        for a, b in points
+    ]
+    return finished(rows, sweep=sweep, failing={5})
+
+
+def test_it_shows_the_summary_the_charts_and_the_failures(finished, opened):
+    page = opened(sweep_job(finished))
+    expect(page.locator("#facts")).to_contain_text("179 of 180")
+    expect(page.locator("#failures tbody tr")).to_have_count(1)
+    expect(page.locator("#failures")).to_contain_text("prompt_too_long")
+    for chart in ("distribution", "kl", "front"):
+        expect(page.locator(f"#{chart} svg.main-svg").first).to_be_visible()
+    expect(page.locator("#front-caption")).to_contain_text("hypervolume")
+    page.locator("#points summary").click()
+    expect(page.locator("#points tbody tr")).to_have_count(6)
+    expect(page.locator("#points tbody")).to_contain_text("on the front")
+
+
+def test_tokens_are_shaded_and_explained(ledger, finished, opened):
+    page = opened(finished(["a"], samples=1))
+    data = collect(ledger, jobs.list_jobs(ledger)[0], 10)
+    tokens = page.locator("article .token")
+    assert "".join(tokens.all_text_contents()).strip() == data.entries.text[0]
+    assert "rgba" in tokens.nth(2).get_attribute("style") or "rgb" in tokens.nth(2).get_attribute("style")
+    tokens.nth(2).hover()
+    tip = page.locator("#tip")
+    expect(tip).to_be_visible()
+    for part in ("log π", "log π base", "helpful", "harmless", "to the base"):
+        expect(tip).to_contain_text(part)
+    before = tokens.nth(2).get_attribute("style")
+    page.locator("#arm").select_option("1")
+    expect(tokens.nth(2)).not_to_have_attribute("style", before)
+
+
+def test_search_filter_sort_and_pages(finished, opened):
+    page = opened(finished([{"id": f"row-{i}", "prompt": f"prompt {i}"} for i in range(60)], failing={7}))
+    count = page.locator("#count")
+    expect(count).to_have_text("119 of 119 completions")
+    page.locator("#search").fill("PROMPT 12")
+    expect(count).to_have_text("2 of 119 completions")
+    expect(page.locator("article mark").first).to_have_text("prompt 12")
+    page.locator("#search").fill("")
+    page.locator("#finish").select_option("failed")
+    expect(count).to_have_text("1 of 119 completions")
+    expect(page.locator("article .error")).to_contain_text("prompt_too_long")
+    page.locator("#finish").select_option("")
+    page.locator("#sort").select_option("tokens:down")
+    lengths = page.locator("article").evaluate_all("cards => cards.map(card => card.querySelectorAll('.token').length)")
+    assert lengths == sorted(lengths, reverse=True)
+    page.locator("#next").click()
+    expect(page.locator("#page")).to_have_text("page 2 of 6")
+
+
+def test_the_keyboard_is_enough(finished, opened):
+    page = opened(finished([f"prompt {i}" for i in range(30)]))
+    for key in ("j", "j", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    expect(page.locator("article").nth(1).locator(".token").nth(1)).to_be_focused()
+    expect(page.locator("#tip")).to_be_visible()
+    page.keyboard.press("k")
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    expect(page.locator("#page")).to_have_text("page 2 of 3")
+    page.keyboard.press("/")
+    page.keyboard.type("prompt 3")
+    expect(page.locator("#count")).to_have_text("2 of 60 completions")
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_it_follows_the_colour_scheme_and_the_button(finished, opened, scheme):
+    page = opened(finished(["a"]), color_scheme=scheme)
+    body = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(body)
+    assert (before == "rgb(18, 22, 28)") == (scheme == "dark")
+    page.locator("#theme").click()
+    assert page.evaluate(body) != before
+
+
+def test_texts_never_become_markup(finished, opened):
+    evil = "</script><img src=x onerror=alert(1)><b>"
+    texts = {0: evil.encode(), **{index: text for index, text in TOKEN_TEXTS.items() if index}}
+    page = opened(finished([{"id": evil, "prompt": evil}] * 8, name=evil), texts)
+    expect(page.locator(".prompt").first).to_have_text(evil)
+    assert page.locator("img").count() == 0
+
+
+def test_a_character_of_several_tokens_is_shown_whole(finished, opened):
+    parts = {index: bytes([byte]) for index, byte in enumerate("🎉漢é".encode())}
+    page = opened(finished(["a"]), {**TOKEN_TEXTS, **parts})
+    assert page.evaluate("textsOf([0, 1, 2, 3, 4, 5, 6, 7, 8])") == ["", "", "", "🎉", "", "", "漢", "", "é"]
+
+
+def test_without_a_tokenizer_ids_are_shown_and_without_arms_no_charts(finished, opened):
+    page = opened(finished(["a"], arms=()), None)
+    expect(page.locator(".token").first).to_contain_text("⟨")
+    expect(page.locator("#charts")).to_be_hidden()
+
+
+def test_of_more_rows_than_the_limit_some_are_spread_over_the_job(ledger, finished):
+    job = finished([f"p{i}" for i in range(400)], samples=1)
+    data = collect(ledger, jobs.progress(ledger, job.id), 100)
+    assert len(data.entries.id) == 100
+    assert {int(index) // 200 for index in data.entries.id} == {0, 1}
+
+
+@pytest.mark.slow
+def test_ten_thousand_completions_are_usable(finished, opened, tmp_path):
+    page = opened(finished([f"prompt {i}" for i in range(MANY // 2)], shard_rows=500))
+    assert (tmp_path / "report.html").stat().st_size < 60e6
+    page.locator("#search").fill("prompt 4999")
+    expect(page.locator("#count")).to_have_text("2 of 10,000 completions")
+    expect(page.locator(".token").first).to_be_visible()
