@@ -70,6 +70,8 @@ def test_it_shows_the_summary_the_charts_and_the_failures(finished, opened):
     for chart in ("distribution", "kl", "front"):
         expect(page.locator(f"#{chart} svg.main-svg").first).to_be_visible()
     expect(page.locator("#front-caption")).to_contain_text("hypervolume")
+    page.locator("#weights").select_option("helpful 4, harmless 2")
+    expect(page.locator("#count")).to_have_text("59 of 359 completions")
     page.locator("#points summary").click()
     expect(page.locator("#points tbody tr")).to_have_count(6)
     expect(page.locator("#points tbody")).to_contain_text("on the front")

@@ -15,7 +15,7 @@ from db.jobs import Job, JobProgress
 from db.results import export_groups
 from db.session import Ledger
 from db.spans import Span, all_spans
-from worker.report.sweep import front_of
+from worker.report.sweep import Front, front_of, label
 
 CHUNK = 200
 """Completions whose tokens are packed together; the page unpacks a chunk when one of them is shown."""
@@ -80,7 +80,7 @@ def collect(ledger: Ledger, progress: JobProgress, limit: int) -> ReportData:
         entries=Entries(),
         prompts=[],
         failures={},
-        front=None if front is None else asdict(front),
+        front=None if front is None else _front(front),
     )
     groups = export_groups(ledger, job.id, spread_spans(ledger, job, limit))
     rows = islice(_shown(data, groups), limit)
@@ -88,6 +88,11 @@ def collect(ledger: Ledger, progress: JobProgress, limit: int) -> ReportData:
         data.chunks.append(_packed([row for _, row in chunk], data.arms))
     data.facts = _facts(progress, len(data.entries.id))
     return data
+
+
+def _front(front: Front) -> dict[str, Any]:
+    points = [{**asdict(point), "label": label(point.weights)} for point in front.points]
+    return {**asdict(front), "points": points}
 
 
 def spread_spans(ledger: Ledger, job: Job, limit: int) -> Iterator[Span]:
@@ -107,9 +112,9 @@ def _shown(data: ReportData, groups: Iterable[tuple[Any, list[dict[str, Any]]]])
     for request, rows in groups:
         data.prompts.append(_prompt(request.row))
         weights = request.row.get("weights")
-        label = json.dumps(weights) if isinstance(weights, dict) and data.front else ""
+        combination = label(weights) if isinstance(weights, dict) and data.front else ""
         for row in rows:
-            _enter(data, row, label)
+            _enter(data, row, combination)
             yield row
 
 
@@ -167,21 +172,22 @@ def _facts(progress: JobProgress, shown: int) -> dict[str, Any]:
     """What stands at the top of the page."""
     job, spec = progress.job, progress.job.spec
     arms = ", ".join(f"{arm['name']} × {arm.get('weight', 1):g}" for arm in spec.get("arms", ()))
+    sampling = spec.get("sampling") or {}
     speed = f"{progress.generated_tokens / progress.seconds:,.0f}" if progress.seconds else None
     facts = {
         "job": job.id,
         "name": job.name,
         "status": job.status.value,
-        "base": spec.get("base"),
+        "base": str(spec.get("base", "")).rstrip("/").rpartition("/")[2],
         "ARMs": arms or None,
         "rows": f"{progress.completed_rows:,} of {job.total_rows:,}",
         "failed rows": f"{progress.failed_rows:,}",
         "samples per row": job.samples,
         "tokens": f"{progress.generated_tokens:,}",
         "tokens per second": speed,
-        "sampling": ", ".join(f"{name} {value}" for name, value in (spec.get("sampling") or {}).items()) or None,
         "created": job.created_at.strftime("%Y-%m-%d %H:%M UTC"),
         "completions shown": f"{shown:,}",
+        "sampling": ", ".join(f"{name} {value}" for name, value in sampling.items() if value) or None,
     }
     return {name: value for name, value in facts.items() if value is not None}
 

@@ -1,5 +1,6 @@
 """A sweep's points with their front, as `genarm job show` and the report have them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from db.jobs import Job
@@ -17,6 +18,11 @@ class Front:
     on_front: list[bool]
     hypervolume: float | None
     """Of the points, with the worst value of each ARM as the reference; None while points lack results."""
+
+
+def label(weights: Mapping[str, float]) -> str:
+    """A combination of weights for people."""
+    return ", ".join(f"{arm} {weight:g}" for arm, weight in weights.items())
 
 
 def front_of(ledger: Ledger, job: Job) -> Front | None:

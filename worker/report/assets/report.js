@@ -151,7 +151,7 @@ function card(entry) {
   const facts = [element("b", {}, ...marked(entries.id[entry])), `sample ${entries.sample[entry]}`, entries.finish[entry]];
   data.arms.forEach((arm, index) => facts.push(`${arm} ${number(entries.rewards[entry][index])} (${number(perToken(entry, index))} per token)`));
   facts.push(`KL ${number(entries.kl[entry])}`, `${entries.tokens[entry]} tokens`);
-  if (entries.weights[entry]) facts.push(`weights ${entries.weights[entry]}`);
+  if (entries.weights[entry]) facts.push(`at ${entries.weights[entry]}`);
   const header = element("header", {}, ...facts.map((fact) => (typeof fact === "string" ? element("span", {}, fact) : fact)));
   const made = element("article", { tabindex: "0", "data-entry": entry }, header);
   made.append(element("div", { class: "prompt" }, ...marked(data.prompts[entries.prompt[entry]])));
@@ -306,23 +306,35 @@ function drawCharts() {
   drawFront();
 }
 
+function meanKl() {
+  const sums = new Map();
+  entries.weights.forEach((label, entry) => {
+    if (entries.kl[entry] === null) return;
+    const [sum, count] = sums.get(label) || [0, 0];
+    sums.set(label, [sum + entries.kl[entry], count + 1]);
+  });
+  return new Map([...sums].map(([label, [sum, count]]) => [label, sum / count]));
+}
+
 function drawFront() {
   const front = data.front;
   $("front-box").hidden = $("points").hidden = front === null;
   if (front === null) return;
   const [first, second] = front.arms;
-  const label = (point) => front.arms.map((arm) => `${arm} ${point.weights[arm]}`).join(", ").replace(/</g, "&lt;");
-  const y = (point) => (second ? point.rewards[second] : point.tokens);
+  const kls = meanKl();
+  const x = second ? (point) => point.rewards[first] : (point) => kls.get(point.label);
+  const y = (point) => point.rewards[second || first];
   const trace = (name, wanted, more) => {
     const points = front.points.filter((_, index) => front.on_front[index] === wanted && first in front.points[index].rewards);
-    points.sort((one, other) => one.rewards[first] - other.rewards[first]);
-    return { type: "scatter", name, x: points.map((point) => point.rewards[first]), y: points.map(y), text: points.map(label),
+    points.sort((one, other) => x(one) - x(other));
+    return { type: "scatter", name, x: points.map(x), y: points.map(y), text: points.map((point) => point.label.replace(/</g, "&lt;")),
       hovertemplate: "%{text}<br>%{x:.3f}, %{y:.3f}<extra></extra>", ...more };
   };
-  draw("front", [
+  const shown = [
     trace("dominated", false, { mode: "markers", marker: { color: COLORS[1], size: 8 } }),
     trace("front", true, { mode: "lines+markers", line: { color: COLORS[0] }, marker: { color: COLORS[0], size: 10 } }),
-  ], `${first}, mean token reward`, second ? `${second}, mean token reward` : "tokens per completion");
+  ].filter((found) => found.x.length);
+  draw("front", shown, second ? `${first}, mean token reward` : "mean KL", `${second || first}, mean token reward`);
   const volume = front.hypervolume === null ? "" : `; hypervolume ${number(front.hypervolume, 4)} above the worst of each`;
   $("front-caption").textContent = `Front of the sweep${volume}`;
   const row = (cells, name) => element("tr", {}, ...cells.map((cell) => element(name, {}, cell)));

@@ -1,0 +1,118 @@
+"""How fast a report with many completions opens, and how large it is.
+
+    python -m benchmarks.report --completions 10000 --tokens 128
+
+Opens the page in headless Chromium (Debian's package chromium) and prints the time of the first paint, of the first
+shaded tokens, and of a search.
+"""
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from db.jobs import Job, JobProgress, JobStatus
+from worker.report.collect import CHUNK, Entries, ReportData, _enter, _facts, _packed
+from worker.report.page import page
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+VOCABULARY = 30_000
+
+
+def main() -> None:
+    """Make a page, and open it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--completions", type=int, default=10_000)
+    parser.add_argument("--tokens", type=int, default=128)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        path.write_text(made(arguments.completions, arguments.tokens), encoding="utf-8")
+        print(f"{path.stat().st_size / 1e6:.1f} MB")
+        measure(path)
+
+
+def made(count: int, tokens: int) -> str:
+    """A page of random completions."""
+    chance = random.Random(0)
+    words = {
+        n: (" " + "".join(chance.choices("abcdefghijklmnop", k=chance.randrange(2, 9)))).encode()
+        for n in range(VOCABULARY)
+    }
+    data = ReportData({}, ["helpful", "harmless"], Entries(), [], {}, None)
+    rows = []
+    for index in range(count):
+        data.prompts.append(f"What do you think of number {index}?")
+        rows.append(row(chance, index, tokens, words))
+        _enter(data, rows[-1], "")
+    data.chunks = [_packed(rows[first : first + CHUNK], data.arms) for first in range(0, count, CHUNK)]
+    now = datetime.now(UTC)
+    job = Job(
+        "job-1",
+        "generate",
+        None,
+        None,
+        None,
+        JobStatus.COMPLETED,
+        5,
+        {"base": "b"},
+        1,
+        count,
+        None,
+        None,
+        now,
+        now,
+        now,
+    )
+    data.facts = _facts(JobProgress(job, count, 0, 0, 0, 0, 0, count * tokens, 1.0, 1.0, None), count)
+    return page(data, {token: words[token] for token in data.token_ids})
+
+
+def row(chance: random.Random, index: int, tokens: int, words: dict[int, bytes]) -> dict[str, object]:
+    """One output row."""
+    ids = [chance.randrange(VOCABULARY) for _ in range(tokens)]
+    base = [-chance.expovariate(0.4) for _ in ids]
+    rewards = {arm: [value + chance.gauss(0, 1) for value in base] for arm in ("helpful", "harmless")}
+    return {
+        "id": f"row-{index}",
+        "sample": 0,
+        "completion": "".join(words[token].decode() for token in ids),
+        "finish_reason": "stop",
+        "tokens": ids,
+        "logprobs": [value + chance.random() for value in base],
+        "base_logprobs": base,
+        "rewards": {arm: sum(values) for arm, values in rewards.items()},
+        "token_rewards": rewards,
+        "error": None,
+    }
+
+
+def measure(path: Path) -> None:
+    """Open the page three times."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        for _ in range(3):
+            opened = browser.new_page(viewport={"width": 1280, "height": 900})
+            started = time.perf_counter()
+            opened.goto(path.as_uri(), wait_until="commit")
+            opened.wait_for_selector(".token")
+            shaded = time.perf_counter() - started
+            opened.wait_for_selector("#distribution svg.main-svg")
+            charted = time.perf_counter() - started
+            paint = opened.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+            started = time.perf_counter()
+            opened.locator("#search").fill("number 9999?")
+            opened.wait_for_function("document.getElementById('count').textContent.startsWith('1 of')")
+            searched = time.perf_counter() - started
+            print(f"first paint {paint:.2f} s, tokens {shaded:.2f} s, charts {charted:.2f} s, search {searched:.2f} s")
+            opened.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
