@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from worker.cli import console
+from worker.cli.options import json_option
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def arm() -> None:
 @click.option("--max-tokens", type=int, help="[1024]")
 @click.option("--seed", type=int, help="[0]")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="[auto]")
+@json_option
 def train(
     pairs: Path,
     output: Path,
@@ -56,6 +58,7 @@ def train(
     base_name: str | None,
     eval_pairs: Path | None,
     about: str,
+    as_json: bool,
     **options: Any,
 ) -> None:
     """Train an ARM, a LoRA adapter, from preference pairs: JSONL with prompt or messages, chosen, rejected.
@@ -84,7 +87,10 @@ def train(
         trained = train_arm(run, _show_data, bar)
     if trained.before and trained.after:
         console.note(f"held-out accuracy {trained.before.accuracy:.3f} before, {trained.after.accuracy:.3f} after")
-    console.note(f"{trained.steps} steps in {trained.seconds:.0f} s; the ARM is {output}")
+    accuracies = {"accuracy_before": trained.before, "accuracy_after": trained.after}
+    facts = {"arm": str(output), "steps": trained.steps, "seconds": trained.seconds}
+    facts |= {name: found and found.accuracy for name, found in accuracies.items()}
+    console.fact(facts, f"{trained.steps} steps in {trained.seconds:.0f} s; the ARM is {output}", as_json)
 
 
 def _show_data(data: "Data") -> None:

@@ -2,21 +2,16 @@
 
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from db.jobs import JobProgress
 
@@ -62,35 +57,68 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     Console(width=None if is_terminal else 10_000, markup=False, highlight=False).print(grid)
 
 
-class JobBar:
-    """The progress bar of a job."""
+class JobView:
+    """A job as it runs: a bar of its rows, and a line with speed, workers, failures and the time left."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, live: Live, name: str) -> None:
+        self._live = live
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        self._task = self._bar.add_task(name, total=None)
+        self._speed = RecentSpeed()
 
     def show(self, now: JobProgress) -> None:
         """Draw how far the job is."""
-        done = now.completed_rows + now.failed_rows
-        speed = f"{now.generated_tokens / now.seconds:,.0f} tok/s" if now.seconds else ""
-        failed = f"{now.failed_rows} failed" if now.failed_rows else ""
-        parts = [now.job.status.value, f"{now.workers} workers" if now.workers > 1 else "", speed, failed]
-        self._progress.update(
-            self._task, completed=done, total=now.job.total_rows, state="  ".join(part for part in parts if part)
-        )
+        self._bar.update(self._task, completed=now.completed_rows + now.failed_rows, total=now.job.total_rows)
+        self._live.update(Group(self._bar, Text("  " + state_line(now, self._speed.of(now)), style="dim")))
+
+
+class RecentSpeed:
+    """Tokens per second of late: the mean since the start forgets slowly that models were loaded first."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self._seconds = seconds
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, now: JobProgress) -> float:
+        """Take another look into account."""
+        moment = now.seconds or 0.0
+        self._seen.append((moment, now.generated_tokens))
+        while len(self._seen) > 2 and self._seen[1][0] <= moment - self._seconds:
+            self._seen.popleft()
+        (before, tokens), (after, more) = self._seen[0], self._seen[-1]
+        return (more - tokens) / (after - before) if after > before else 0.0
+
+
+def state_line(now: JobProgress, tokens_per_second: float) -> str:
+    """A job's state in a line."""
+    parts = [
+        now.job.status.value.replace("_", " "),
+        f"{tokens_per_second:,.0f} tokens/s" if tokens_per_second else "",
+        f"{now.workers} worker{'s' if now.workers > 1 else ''}" if now.workers else "",
+        f"{now.failed_rows} failed" if now.failed_rows else "",
+        f"{_duration(now.seconds)} so far" if now.seconds else "",
+        f"{_duration(now.eta_seconds)} left" if now.eta_seconds else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 @contextmanager
-def job_bar(description: str) -> Iterator[JobBar]:
-    """Show a job's progress on stderr while the block runs; nothing where stderr is no terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_stderr, disable=not _stderr.is_terminal) as progress:
-        yield JobBar(progress, progress.add_task(description, total=None, state=""))
+def job_view(name: str) -> Iterator[JobView]:
+    """Show a job on stderr while the block runs; nothing where stderr is no terminal."""
+    live = Live(console=_stderr, refresh_per_second=4)
+    if not _stderr.is_terminal:
+        yield JobView(live, name)
+        return
+    with live:
+        yield JobView(live, name)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import click
 from db.migrations import runner
 from db.session import Ledger, connect, redacted
 from worker.cli import console
+from worker.cli.options import json_option
 from worker.settings import Settings
 
 
@@ -25,9 +26,16 @@ def _ledger() -> Ledger:
     return connect(settings.effective_database_url)
 
 
+def _tell(ledger: Ledger, as_json: bool) -> None:
+    revision = runner.current(ledger)
+    facts = {"database": redacted(ledger), "revision": revision, "newest": runner.head()}
+    console.fact(facts, f"{redacted(ledger)} has schema {revision}", as_json)
+
+
 @database.command()
 @click.argument("revision", default="head")
-def upgrade(revision: str) -> None:
+@json_option
+def upgrade(revision: str, as_json: bool) -> None:
     """Bring the schema up to a revision, the newest where none is given.
 
     \b
@@ -36,13 +44,14 @@ def upgrade(revision: str) -> None:
     """
     ledger = _ledger()
     runner.upgrade(ledger, revision)
-    console.note(f"{redacted(ledger)} has schema {runner.current(ledger)}")
+    _tell(ledger, as_json)
 
 
 @database.command()
 @click.argument("revision")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def downgrade(revision: str, yes: bool) -> None:
+@json_option
+def downgrade(revision: str, yes: bool, as_json: bool) -> None:
     """Bring the schema down to a revision; `base` removes all tables and their rows.
 
     \b
@@ -53,15 +62,20 @@ def downgrade(revision: str, yes: bool) -> None:
     if not yes:
         click.confirm(f"Downgrade {redacted(ledger)} to {revision}? Rows may be lost.", abort=True, err=True)
     runner.downgrade(ledger, revision)
-    console.note(f"{redacted(ledger)} has schema {runner.current(ledger)}")
+    _tell(ledger, as_json)
 
 
 @database.command()
-def current() -> None:
+@json_option
+def current(as_json: bool) -> None:
     """Print the revision of the schema.
 
     \b
     Example:
         genarm db current
     """
-    console.out(runner.current(_ledger()) or "none")
+    ledger = _ledger()
+    if as_json:
+        _tell(ledger, as_json)
+    else:
+        console.out(runner.current(ledger) or "none")

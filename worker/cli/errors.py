@@ -1,5 +1,7 @@
 """Exit codes, and the one place where errors become a line and a code."""
 
+import os
+import sys
 from enum import IntEnum
 from typing import Any
 
@@ -57,6 +59,9 @@ class Group(click.Group):
         except tuple(kind for kind, _ in CODES) as error:
             console.error(f"settings: {explain(error)}" if isinstance(error, ValidationError) else str(error))
             context.exit(next(code for kind, code in CODES if isinstance(error, kind)))
+        except BrokenPipeError:  # `genarm … | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
+            context.exit(Exit.FAILURE)
         except (KeyboardInterrupt, click.Abort):
             console.note("Interrupted.")
             context.exit(Exit.INTERRUPTED)

@@ -28,7 +28,7 @@ def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None
         JobNotFoundError: the job was deleted.
     """
     answered = time.monotonic()
-    with console.job_bar(job_id) as bar:
+    with console.job_view(job_id) as view:
         while True:
             check()
             try:
@@ -38,7 +38,7 @@ def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None
                     raise
             else:
                 answered = time.monotonic()
-                bar.show(progress)
+                view.show(progress)
                 if progress.job.status.is_final:
                     return progress
             time.sleep(POLL_SECONDS)

@@ -1,6 +1,8 @@
 """`genarm job …`: submit, look, follow, cancel, repeat, export and delete jobs."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 import click
@@ -15,6 +17,7 @@ from worker.cli.options import job_id_argument, job_options, json_option, submis
 from worker.cli.report import report_job
 from worker.errors import BrokerUnreachableError
 from worker.ledger import open_ledger
+from worker.report.sweep import Front, front_of, label
 from worker.settings import Settings
 from worker.submission import announce, submit
 
@@ -100,10 +103,50 @@ def show(job_id: str, as_json: bool) -> None:
     """
     ledger = open_ledger(Settings())
     progress = db.jobs.progress(ledger, db.jobs.find(ledger, job_id).id)
+    front = front_of(ledger, progress.job)
     if as_json:
-        console.out_json(facts(progress))
+        console.out_json(facts(progress) | ({"front": asdict(front)} if front else {}))
         return
-    console.table(("", ""), [(name, value) for name, value in facts(progress).items() if value is not None])
+    console.table(("", ""), [(name.replace("_", " "), value) for name, value in _readable(progress)])
+    if front:
+        _show_front(front)
+
+
+def _readable(progress: JobProgress) -> Iterator[tuple[str, Any]]:
+    """What is known of a job, line by line; what a spec leaves at its default is left out."""
+    for name, value in facts(progress).items():
+        if name == "spec":
+            yield "base", value.get("base")
+            for arm in value.get("arms", ()):
+                yield f"ARM {arm['name']}", f"{arm['ref']} × {arm.get('weight', 1.0):g}"
+            sampling = value.get("sampling") or {}
+            yield "sampling", ", ".join(f"{key} {setting}" for key, setting in sampling.items() if setting)
+        elif isinstance(value, datetime):
+            yield name, value.strftime("%Y-%m-%d %H:%M:%S UTC")
+        elif isinstance(value, float):
+            yield name, f"{value:,.2f}"
+        elif value is not None:
+            yield name, value
+
+
+def _show_front(front: Front) -> None:
+    """A table of a sweep's points; the rewards are means per token."""
+    arms = sorted({arm for point in front.points for arm in point.rewards})
+    rows = [
+        (
+            label(point.weights),
+            *(f"{point.rewards[arm]:.3f}" if arm in point.rewards else "" for arm in arms),
+            f"{point.tokens:.1f}" if point.tokens is not None else "",
+            point.completions,
+            point.failed,
+            "on the front" if is_on_front else "",
+        )
+        for point, is_on_front in zip(front.points, front.on_front, strict=True)
+    ]
+    console.out("")
+    console.table(("point", *(f"{arm} per token" for arm in arms), "tokens", "completions", "failed", ""), rows)
+    if front.hypervolume is not None:
+        console.out(f"\nhypervolume {front.hypervolume:.4f} above the worst of each")
 
 
 @job.command()

@@ -17,6 +17,7 @@ COMMANDS = {
     "up": "worker.cli.service:up",
     "db": "worker.cli.database:database",
     "doctor": "worker.cli.doctor:doctor",
+    "completion": "worker.cli.completion:completion",
 }
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import click
 
 from worker.cli import console
+from worker.cli.options import json_option
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
@@ -27,7 +28,8 @@ def worker(context: click.Context, /, celery_options: tuple[str, ...]) -> None:
 
 
 @click.command()
-def up() -> None:
+@json_option
+def up(as_json: bool) -> None:
     """Run everything that this machine needs, in the foreground, until Ctrl-C: database, Redis, one worker.
 
     \b
@@ -40,7 +42,8 @@ def up() -> None:
         with console.status("starting Redis and a worker"):
             stack.enter_context(redis_server(settings))
             process = stack.enter_context(worker_process(settings))
-        console.note(f"Ready: `genarm job submit …` in {settings.home.parent}; the log is {process.log}; Ctrl-C stops.")
+        ready = f"Ready: `genarm job submit …` in {settings.home.parent}; the log is {process.log}; Ctrl-C stops."
+        console.fact({"ready": True, "home": settings.home, "log": process.log, "pid": process.pid}, ready, as_json)
         try:
             while True:
                 time.sleep(1.0)
