@@ -8,8 +8,9 @@ import sqlalchemy as sa
 from db import jobs
 from db.session import Ledger, reading
 from db.tables import completions, requests
+from db.tables import jobs as jobs_table
 
-SPAN_ROWS = 500
+SPAN_COMPLETIONS = 500
 
 
 class Span(NamedTuple):
@@ -20,16 +21,21 @@ class Span(NamedTuple):
 
 
 def all_spans(ledger: Ledger, job_id: str) -> Iterator[Span]:
-    """The whole of a job."""
+    """The whole of a job; nothing where there is no such job."""
+    query = sa.select(jobs_table.c.total_rows, jobs_table.c.samples).where(jobs_table.c.id == job_id)
     with reading(ledger) as connection:
-        highest = sa.select(sa.func.max(requests.c.row_index)).where(requests.c.job_id == job_id)
-        found = connection.execute(highest).scalar_one()
-    total = 0 if found is None else found + 1
-    for first in range(0, total, SPAN_ROWS):
-        yield Span(first, min(first + SPAN_ROWS, total))
+        found = connection.execute(query).one_or_none()
+    total, rows = (0, 1) if found is None else (found.total_rows, rows_at_once(found.samples))
+    for first in range(0, total, rows):
+        yield Span(first, min(first + rows, total))
 
 
-def ready_span(ledger: Ledger, job_id: str, first: int, limit: int = SPAN_ROWS) -> tuple[Span, bool]:
+def rows_at_once(samples: int) -> int:
+    """Rows whose completions are in memory at once."""
+    return max(SPAN_COMPLETIONS // samples, 1)
+
+
+def ready_span(ledger: Ledger, job_id: str, first: int, limit: int | None = None) -> tuple[Span, bool]:
     """The rows from `first` on that have their outcome, up to the first one that has not, and whether that is all.
 
     Of a job that has ended, rows without an outcome (it was cancelled) do not hold up those behind them.
@@ -38,7 +44,7 @@ def ready_span(ledger: Ledger, job_id: str, first: int, limit: int = SPAN_ROWS) 
         JobNotFoundError: there is no such job.
     """
     job = jobs.progress(ledger, job_id).job  # before the rows: when it has ended, all of its rows are there
-    last = min(first + limit, job.total_rows)
+    last = min(first + (limit or rows_at_once(job.samples)), job.total_rows)
     if not job.status.is_final:
         has_outcome = sa.exists().where(completions.c.request_id == requests.c.id)
         pending = sa.select(sa.func.min(requests.c.row_index)).where(

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +16,8 @@ from db.session import Ledger, reading, writing
 from db.tables import JobStatus, ShardState, jobs, requests, shards
 
 BATCH_ROWS = 1000
+BATCH_CHARACTERS = 8 << 20
+"""Rows in memory at once are bounded by their texts too: a row may have a megabyte."""
 BACKSLASH = "\\"
 COPY_ESCAPES = str.maketrans({BACKSLASH: 2 * BACKSLASH, "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 COUNTS = ("attempts", "lone_attempts", "lease_token", "completed_rows", "failed_rows", "generated_tokens")
@@ -131,10 +132,25 @@ def _job_values(job: NewJob, job_id: str) -> dict[str, Any]:
 
 def _batches(rows: Iterable[NewRow]) -> Iterator[tuple[int, list[NewRow]]]:
     """Rows in batches, with the position of the first."""
-    iterator, first = iter(rows), 0
-    while batch := list(islice(iterator, BATCH_ROWS)):
+    batch: list[NewRow] = []
+    first = characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += _characters(row.row)
+        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield first, batch
+            first, batch, characters = first + len(batch), [], 0
+    if batch:
         yield first, batch
-        first += len(batch)
+
+
+def _characters(value: Any) -> int:
+    """Of the texts in a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
 def _insert_requests(connection: sa.Connection, job_id: str, rows: Iterable[NewRow]) -> Iterator[int]:

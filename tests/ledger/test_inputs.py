@@ -16,7 +16,7 @@ import pytest
 from db.datasets import Columns, DatasetSource, Template, open_dataset
 from db.datasets.sweep import expanded, points
 from db.errors import DatasetError
-from db.submission import NewRow
+from db.submission import NewRow, _batches
 
 REVIEWS = [
     {"text": "naïve 漢字 🎉", "stars": 4},
@@ -225,3 +225,10 @@ def test_a_sweep_repeats_each_row_for_each_combination():
     assert found[3].row == {"id": "a", "weights": {"third": 3, "helpful": 1.0, "harmless": 2.0}}
     assert found[4].row["id"] == 1
     assert found[8].row["weights"] == 1
+
+
+def test_rows_are_stored_in_batches_bounded_by_number_and_by_text():
+    long = [NewRow(None, {"messages": [{"role": "user", "content": "x" * 5_000_000}]}) for _ in range(5)]
+    short = [NewRow(None, {"prompt": "x"}) for _ in range(2500)]
+    assert [len(batch) for _, batch in _batches(long)] == [2, 2, 1]
+    assert [len(batch) for _, batch in _batches(short)] == [1000, 1000, 500]
