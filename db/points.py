@@ -62,7 +62,7 @@ def _counts(connection: sa.Connection, job_id: str) -> sa.Select[Any]:
     return (
         sa.select(
             weights,
-            sa.func.count(completions.c.finish_reason).label("completions"),
+            sa.func.count(completions.c.completion).label("completions"),
             sa.func.count(completions.c.error_code).label("failed"),
             sa.func.avg(completions.c.completion_tokens).label("tokens"),
         )

@@ -216,7 +216,7 @@ def test_a_sweep_repeats_each_row_for_each_combination():
     sweep = {"helpful": [0.0, 1.0], "harmless": [0.0, 2.0]}
     assert points(sweep)[1] == {"helpful": 0.0, "harmless": 2.0}
     rows = [
-        NewRow("a", {"id": "a", "weights": {"third": 3}}),
+        NewRow("a", {"id": "a", "weights": {"third": 3, "helpful": 7}}),
         NewRow(None, {"prompt": "b"}),
         NewRow("c", {"weights": 1}),
     ]

@@ -1,10 +1,12 @@
 """Fronts and hypervolumes, against values worked out by hand and by counting."""
 
 import random
+from statistics import mean
 
 import pytest
 
 from db import jobs
+from db.results import export_rows
 from worker.report.front import front, hypervolume, worst
 from worker.report.sweep import front_of
 
@@ -46,6 +48,10 @@ def test_the_front_of_a_job_is_that_of_its_mean_token_rewards(ledger, finished):
     assert [point.weights for point in found.points] == [{"helpful": 0.0}, {"helpful": 9.0}]
     assert [(point.completions, point.failed) for point in found.points] == [(78, 1), (80, 0)]
     assert found.on_front == [False, True]
+    done = [row for row in export_rows(ledger, job.id) if row["error"] is None and row["weights"]["helpful"] == 9.0]
+    means = [row["rewards"]["helpful"] / len(row["tokens"]) for row in done]
+    assert found.points[1].rewards["helpful"] == pytest.approx(mean(means), abs=1e-5)
+    assert found.points[1].tokens == pytest.approx(mean(len(row["tokens"]) for row in done))
     vectors = [(point.rewards["helpful"],) for point in found.points]
     assert found.hypervolume == pytest.approx(vectors[1][0] - worst(vectors)[0])
     assert front_of(ledger, finished(["a"])) is None
