@@ -21,8 +21,10 @@ class NewCompletion:
     text: str
     finish_reason: str
     tokens: list[int]
-    logprobs: list[float]
-    base_logprobs: list[float]
+    logprobs: list[float] | None
+    """None: the response was scored, not drawn."""
+    base_logprobs: list[float] | None
+    """None: it was scored without a base."""
     token_rewards: dict[str, list[float]]
     prompt_tokens: int
 

@@ -5,10 +5,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from db.jobs import Job
 from models.completion import Completion
 from models.spec import GenerationSpec, PromptRow
+from worker.scoring import KIND as SCORE
+from worker.scoring import require_scorer
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class LoadedJob:
 
     spec: GenerationSpec
     guided: "GuidedModel"
+    kind: str
 
 
 class Engines:
@@ -82,18 +86,21 @@ class Engines:
         if self._engine is not None:
             self._engine.stop()
 
-    def job(self, job_id: str, read_spec: Callable[[], dict[str, Any]]) -> LoadedJob:
+    def job(self, job_id: str, read_job: Callable[[], Job]) -> LoadedJob:
         """A job's models, loaded where they are not yet; blocks while they load.
 
         Raises:
-            ModelsError: the spec is wrong, or its models cannot be loaded.
+            ModelsError: the spec is wrong, its models cannot be loaded, or the engine cannot do such a job.
         """
         with self._lock:
             if job_id in self._jobs:
                 self._jobs.move_to_end(job_id)
                 return self._jobs[job_id]
-        spec = GenerationSpec.parse(read_spec())
-        loaded = LoadedJob(spec, self.engine.load(spec))
+        job = read_job()
+        spec = GenerationSpec.parse(job.spec)
+        if job.kind == SCORE:
+            require_scorer(self.engine)
+        loaded = LoadedJob(spec, self.engine.load(spec), job.kind)
         with self._lock:
             self._jobs[job_id] = loaded
             while len(self._jobs) > JOBS_KEPT:

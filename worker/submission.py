@@ -30,6 +30,7 @@ class Submission:
     """The same submission with the same key gives the first one's job."""
     sweep: dict[str, list[float]] | None = None
     """Weights to go through, by ARM."""
+    kind: str = "generate"
 
 
 def submit(
@@ -56,6 +57,7 @@ def submit(
         name=submission.name,
         key=submission.key,
         sweep=submission.sweep or None,
+        kind=submission.kind,
         priority=submission.priority,
         samples=spec.samples,
         shard_rows=submission.shard_rows or settings.shard_rows,

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, TypeAlias
 
 from celery import Celery
 from celery.exceptions import Reject
@@ -28,6 +28,8 @@ from models.errors import (
 from models.spec import PromptRow
 from worker.engines import LoadedJob
 from worker.heartbeats import Ending
+from worker.scoring import KIND as SCORE
+from worker.scoring import start_scoring
 from worker.service import Service
 from worker.transport import TASK
 
@@ -41,7 +43,8 @@ JOB_ERROR_CODES = {
 }
 LARGEST_ID = 2**63 - 1
 
-Answer = tuple[RequestRow, "Future[list[Completion]]"]
+Promise: TypeAlias = "Future[list[Completion]] | Future[list[NewCompletion]]"
+Answer = tuple[RequestRow, Promise]
 
 
 def register(app: Celery, service: Service) -> None:
@@ -104,7 +107,7 @@ class ShardRun:
         self._service = service
         self._ledger = service.ledger
         self._ended: Ending | None = None
-        self._futures: list[Future[list[Completion]]] = []
+        self._futures: list[Promise] = []
         self._lock = threading.Lock()
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._kept: list[Future[bool]] = []
@@ -144,7 +147,7 @@ class ShardRun:
         """The job's models; None when the job is gone, or fails because its models cannot be loaded."""
         job_id, insist = self.lease.job_id, self._service.database.insist
         try:
-            return self._service.engines.job(job_id, lambda: insist(lambda: db.jobs.find(self._ledger, job_id)).spec)
+            return self._service.engines.job(job_id, lambda: insist(lambda: db.jobs.find(self._ledger, job_id)))
         except JobNotFoundError:
             log.info("%s was deleted", job_id)
         except ModelsError as error:
@@ -163,12 +166,14 @@ class ShardRun:
                 self._futures.append(future)
             future.add_done_callback(lambda done, row=row: self._answers.put((row, done)))  # type: ignore[misc]
 
-    def _start(self, job: LoadedJob, row: RequestRow) -> Future[list[Completion]]:
+    def _start(self, job: LoadedJob, row: RequestRow) -> Promise:
         try:
+            if job.kind == SCORE:
+                return start_scoring(self._service.engines.engine, job.guided, row.row, row.index, job.spec)
             prompt = PromptRow.parse(row.row, row.index, job.spec)
             return self._service.engines.engine.submit(job.guided, prompt)
         except Exception as error:
-            refused: Future[list[Completion]] = Future()
+            refused: Promise = Future()
             refused.set_exception(error)
             return refused
 
@@ -185,7 +190,7 @@ class ShardRun:
         if not all(kept):
             self._ended = Ending.LOST
 
-    def _outcome(self, row: RequestRow, future: Future[list[Completion]]) -> RowOutcome | None:
+    def _outcome(self, row: RequestRow, future: Promise) -> RowOutcome | None:
         try:
             completions = [_new_completion(completion) for completion in future.result()]
         except CancelledError:
@@ -215,7 +220,9 @@ class ShardRun:
             insist(lambda: db.shards.release(self._ledger, self.lease))
 
 
-def _new_completion(completion: Completion) -> NewCompletion:
+def _new_completion(completion: Completion | NewCompletion) -> NewCompletion:
+    if isinstance(completion, NewCompletion):
+        return completion
     return NewCompletion(
         sample=completion.sample,
         text=completion.text,

@@ -27,6 +27,8 @@ class Columns:
     response: str = "response"
     template: Template | None = None
     """Makes the prompt, instead of a column."""
+    needs_response: bool = False
+    """The rows are to be scored."""
 
     def row(self, source: dict[str, Any], samples: int = 1) -> dict[str, Any]:
         """A row of the dataset with our names.
@@ -76,6 +78,8 @@ def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: 
             f"{source}: has no {columns.wanted} (its columns: {names}); "
             "name one with --prompt-column or --messages-column, or make prompts with --template"
         )
+    if columns.needs_response and not any(row.get("response") is not None for row in renamed):
+        raise DatasetError(f"{source}: has no column {columns.response!r}; name one with --response-column")
     rest = (_row(columns, placed_row, source, samples) for placed_row in placed)
     return (NewRow(_custom_id(row), row) for row in chain(renamed, rest))
 

@@ -13,7 +13,7 @@ from db.session import Ledger
 from worker.cli import console
 from worker.cli.export import export_job
 from worker.cli.following import exit_code, follow, summary
-from worker.cli.options import job_id_argument, job_options, json_option, submission_of
+from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
 from worker.errors import BrokerUnreachableError
 from worker.ledger import open_ledger
@@ -34,7 +34,7 @@ def job() -> None:
 
 @job.command("submit")
 @click.argument("source", metavar="INPUT")
-@job_options
+@generation_options
 @json_option
 def submit_job(source: str, as_json: bool, **options: Any) -> None:
     """Store INPUT as a job and print its id; workers do the rest.

@@ -1,6 +1,6 @@
 """Options that describe a job, shared by the commands that submit one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,16 +35,14 @@ def _complete_job_id(context: click.Context, parameter: click.Parameter, beginni
 
 job_id_argument = click.argument("job_id", metavar="ID", shell_complete=_complete_job_id)
 
-JOB_OPTIONS = (
+GENERATION_OPTIONS = (
     click.option("--base", required=True, metavar="REF", help="Base model: hub id, folder or .gguf file."),
     click.option(
         "--arm", "arms", multiple=True, nargs=2, metavar="[NAME=]REF WEIGHT",
         help="An ARM (hub id, folder or LoRA adapter) and its weight w = α/β. Repeatable.",
     ),
-    click.option(
-        "--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE",
-        help="A Jinja chat template for an ARM, instead of its own.",
-    ),
+    click.option("--sweep", "sweeps", multiple=True, metavar="ARM=W,W,…",
+                 help="Generate with each of these weights; several sweeps make every combination. Repeatable."),
     click.option("-n", "--samples", type=int, default=1, show_default=True, help="Completions per row."),
     click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Longest completion."),
     click.option("--temperature", type=float, default=1.0, show_default=True, help="0 is greedy."),
@@ -54,12 +52,17 @@ JOB_OPTIONS = (
     click.option("--stop", multiple=True, metavar="TEXT", help="End a completion before this text. Repeatable."),
     click.option("--ignore-eos", is_flag=True, help="Generate on after the end-of-sequence token."),
     click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same completions."),
+)  # fmt: skip
+
+JOB_OPTIONS = (
+    click.option(
+        "--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE",
+        help="A Jinja chat template for an ARM, instead of its own.",
+    ),
     click.option("--system", metavar="TEXT", help="System message before each prompt."),
     click.option("--raw", is_flag=True, help="Use prompts as they stand, without chat templates."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
                  show_default=True, help="Precision."),
-    click.option("--sweep", "sweeps", multiple=True, metavar="ARM=W,W,…",
-                 help="Generate with each of these weights; several sweeps make every combination. Repeatable."),
     click.option("--name", help="A name for the job."),
     click.option("--key", help="Submitting the same again with the same key gives the first job, not another."),
     click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="9 runs first."),
@@ -82,9 +85,18 @@ INPUT_OPTIONS = (
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos", "seed")
 
 
+def generation_options(command: F) -> F:
+    """Add the options of a job that generates, and of its dataset, to a command."""
+    return _with(command, GENERATION_OPTIONS + JOB_OPTIONS + INPUT_OPTIONS)
+
+
 def job_options(command: F) -> F:
-    """Add the options of a job and of its dataset to a command."""
-    for option in reversed(JOB_OPTIONS + INPUT_OPTIONS):
+    """Add the options of any job, and of its dataset, to a command."""
+    return _with(command, JOB_OPTIONS + INPUT_OPTIONS)
+
+
+def _with(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -111,13 +123,9 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
     Raises:
         SpecError: a weight is no number, or a template cannot be read.
     """
-    templates = dict(_template(pair) for pair in options["arm_templates"])
-    arms = [_arm(ref, weight, templates) for ref, weight in options["arms"]]
-    if templates:
-        raise SpecError(f"--arm-template {next(iter(templates))}=…: no ARM has this name")
     spec = {
-        "base": _absolute(options["base"]),
-        "arms": arms,
+        "base": absolute(options["base"]),
+        "arms": arms_of(options["arms"], options["arm_templates"]),
         "samples": options["samples"],
         "sampling": {name: options[name] for name in SAMPLING},
         "system": options["system"],
@@ -133,6 +141,23 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
         key=options["key"],
         sweep=dict(_sweep(text) for text in options["sweeps"]),
     )
+
+
+def arms_of(named_refs: Sequence[tuple[str, str]], template_files: Sequence[str]) -> list[dict[str, Any]]:
+    """ARMs as a spec has them.
+
+    Args:
+        named_refs: [NAME=]REF and the weight of each.
+        template_files: NAME=FILE.
+
+    Raises:
+        SpecError: a weight is no number, or a template cannot be read or is for no ARM.
+    """
+    templates = dict(_template(pair) for pair in template_files)
+    arms = [_arm(ref, weight, templates) for ref, weight in named_refs]
+    if templates:
+        raise SpecError(f"--arm-template {next(iter(templates))}=…: no ARM has this name")
+    return arms
 
 
 def _sweep(text: str) -> tuple[str, list[float]]:
@@ -154,7 +179,7 @@ def _arm(named_ref: str, weight: str, templates: dict[str, str]) -> dict[str, An
         number = float(weight)
     except ValueError:
         raise SpecError(f"--arm {named_ref} {weight}: the weight must be a number") from None
-    return {"name": name, "ref": _absolute(ref), "weight": number, "template": templates.pop(name, None)}
+    return {"name": name, "ref": absolute(ref), "weight": number, "template": templates.pop(name, None)}
 
 
 def _template(pair: str) -> tuple[str, str]:
@@ -165,7 +190,7 @@ def _template(pair: str) -> tuple[str, str]:
         raise SpecError(f"--arm-template {pair}: cannot be read ({error})") from None
 
 
-def _absolute(ref: str) -> str:
+def absolute(ref: str) -> str:
     """A path that exists here, made whole, since the worker runs elsewhere; another reference as it is."""
     path = Path(ref).expanduser()
     return str(path.resolve()) if path.exists() else ref

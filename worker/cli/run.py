@@ -13,18 +13,18 @@ from worker.cli.errors import Exit
 from worker.cli.export import export_of, export_options, write_export
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.job import facts
-from worker.cli.options import job_options, json_option, submission_of
+from worker.cli.options import generation_options, json_option, submission_of
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
-from worker.submission import announce, submit
+from worker.submission import Submission, announce, submit
 
 
 @click.command()
 @click.argument("source", metavar="INPUT")
 @export_options("--output-format")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
-@job_options
+@generation_options
 @json_option
 @click.pass_context
 def run(context: click.Context, /, source: str, device: str | None, as_json: bool, **options: Any) -> None:
@@ -39,6 +39,17 @@ def run(context: click.Context, /, source: str, device: str | None, as_json: boo
         genarm run reviews.csv -o out.parquet --base ./model --template 'Continue: {text}' -n 4 --temperature 0.7
         genarm run batch.jsonl -o results.jsonl --output-format openai --base ./model
     """
+    run_to_file(context, submission_of(source, options), options, device, as_json)
+
+
+def run_to_file(
+    context: click.Context, submission: Submission, options: dict[str, Any], device: str | None, as_json: bool
+) -> None:
+    """Run a job from its dataset to a file of results, and end the command with the exit code that says how it went.
+
+    Raises:
+        DatasetError, ModelsError, DbError, ServiceError: what stopped it.
+    """
     settings = Settings()
     if device is not None:
         settings = settings.model_copy(update={"device": device})
@@ -46,9 +57,8 @@ def run(context: click.Context, /, source: str, device: str | None, as_json: boo
     if as_json and wanted.target == "-":
         raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
     check_target(wanted.target, wanted.chosen_format)
-    submission = submission_of(source, options)
     ledger = open_ledger(settings)
-    with console.rows_read(source) as on_rows:
+    with console.rows_read(submission.source.name) as on_rows:
         job = submit(ledger, settings, submission, on_rows)
     try:
         with ExitStack() as stack:

@@ -1,0 +1,118 @@
+"""Jobs that score: token rewards of responses that exist already."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from db.outcomes import NewCompletion
+from models.errors import RowError, UnsupportedModelError
+from models.spec import GenerationSpec, PromptRow
+
+if TYPE_CHECKING:
+    from models.guided import GuidedModel
+
+KIND = "score"
+"""Of such a job; its spec is a GenerationSpec whose sampling is not used."""
+
+
+@dataclass(frozen=True)
+class ResponseRow:
+    """A row to score."""
+
+    prompt: PromptRow
+    response: str
+    tokens: tuple[int, ...] | None
+    """Ids that came with the row, as `genarm run` writes them. They count where they spell the response; else it is
+    tokenised anew and closed by the end-of-sequence token."""
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> "ResponseRow":
+        """Validate a row against its job's spec.
+
+        Raises:
+            RowError: `invalid_response`, or as PromptRow.parse.
+        """
+        response, tokens = row.get("response"), row.get("tokens")
+        if not isinstance(response, str):
+            what = "the row has no `response`" if response is None else "`response` must be text"
+            raise RowError("invalid_response", what)
+        prompt = PromptRow.parse({**row, "sampling": None, "weights": None}, index, spec)
+        return cls(prompt, response, tuple(tokens) if isinstance(tokens, list) and _are_ids(tokens) else None)
+
+
+def _are_ids(tokens: list[Any]) -> bool:
+    return bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
+
+
+@dataclass(frozen=True)
+class ScoredResponse:
+    """What scoring gives for one response; the lists have an entry per token, the closing end-of-sequence included."""
+
+    tokens: list[int]
+    base_logprobs: list[float]
+    """log π_base of each token."""
+    token_rewards: dict[str, list[float]]
+    """By ARM: log π_r of each token."""
+    prompt_tokens: int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """An engine that scores; one future per row, which may be cancelled."""
+
+    def score(self, guided: "GuidedModel", row: ResponseRow) -> Future[ScoredResponse]: ...  # noqa: D102
+
+
+def require_scorer(engine: object) -> Scorer:
+    """The engine, if it scores.
+
+    Raises:
+        UnsupportedModelError: it does not.
+    """
+    if not isinstance(engine, Scorer):
+        raise UnsupportedModelError("the engine of this worker only generates; it cannot score responses")
+    return engine
+
+
+def start_scoring(
+    engine: object, guided: "GuidedModel", row: Mapping[str, Any], index: int, spec: GenerationSpec
+) -> Future[list[NewCompletion]]:
+    """Give a row to an engine; the future has what to store.
+
+    Raises:
+        RowError: the row is not valid.
+        UnsupportedModelError: the engine does not score.
+    """
+    scorer = require_scorer(engine)
+    parsed = ResponseRow.parse(row, index, spec)
+    has_base = all(spec.base != arm.ref for arm in spec.arms[:1])
+    promised: Future[list[NewCompletion]] = Future()
+    scoring = scorer.score(guided, parsed)
+
+    def settle(done: Future[ScoredResponse]) -> None:
+        if done.cancelled():
+            promised.cancel()
+        elif promised.set_running_or_notify_cancel():
+            error = done.exception()
+            if error is None:
+                promised.set_result([_new_completion(parsed.response, done.result(), has_base)])
+            else:
+                promised.set_exception(error)
+
+    promised.add_done_callback(lambda future: scoring.cancel() if future.cancelled() else None)
+    scoring.add_done_callback(settle)
+    return promised
+
+
+def _new_completion(response: str, scored: ScoredResponse, has_base: bool) -> NewCompletion:
+    return NewCompletion(
+        sample=0,
+        text=response,
+        finish_reason="stop",
+        tokens=scored.tokens,
+        logprobs=None,
+        base_logprobs=scored.base_logprobs if has_base else None,
+        token_rewards=scored.token_rewards,
+        prompt_tokens=scored.prompt_tokens,
+    )
