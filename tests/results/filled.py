@@ -2,7 +2,10 @@
 
 import random
 
-from db import jobs, shards
+import sqlalchemy as sa
+
+from db import jobs, shards, tables
+from db.session import reading
 from db.shards import NewCompletion, RowOutcome
 
 WORDS = ["The", "cat", "sat", "on", "mats", "and", "looked", "at", "moons", "while", "rain", "fell", "roofs"]
@@ -18,11 +21,18 @@ def submit(ledger, rows, *, arms=("helpful", "harmless"), samples=2, shard_rows=
     return jobs.submit(ledger, job, new)
 
 
+def shard_ids(ledger, job):
+    """The shards of a job that are left to do, in order."""
+    table = tables.shards
+    left = sa.select(table.c.id).where(table.c.job_id == job.id, table.c.state == tables.ShardState.OPEN)
+    with reading(ledger) as connection:
+        return list(connection.execute(left.order_by(table.c.first_row)).scalars())
+
+
 def fill(ledger, job, failing=(), shards_at_most=None, seed=0):
-    """Give every row of the shards that are due an outcome; rows whose index is in `failing` fail."""
-    tickets = shards.due(ledger, window=10_000, republish_after_seconds=-1)
-    for ticket in [ticket for ticket in tickets if ticket.job_id == job.id][:shards_at_most]:
-        lease = shards.claim(ledger, ticket.shard_id, "worker", 600)
+    """Give every row of the shards that are left an outcome; rows whose index is in `failing` fail."""
+    for shard_id in shard_ids(ledger, job)[:shards_at_most]:
+        lease = shards.claim(ledger, shard_id, "worker", 600)
         rows = shards.pending_rows(ledger, lease)
         shards.write(ledger, [_outcome(lease, job, row, row.index in failing, seed) for row in rows])
         assert shards.complete(ledger, lease)

@@ -6,10 +6,10 @@ import pytest
 
 import db.jobs
 import db.results
-import db.shards
 from db.datasets import Columns, DatasetSource, open_dataset
 from db.errors import DatasetError
 from db.jobs import NewJob, NewRow
+from tests.results.filled import shard_ids
 from tests.service.fake_engine import FakeEngine
 from worker.app import make_app
 from worker.scoring import KIND, ScoredResponse
@@ -41,12 +41,13 @@ def score(settings, ledger):
         arms = [{"name": "a", "ref": "arm-a"}, {"name": "b", "ref": "arm-b"}]
         new = [NewRow(None, row) for row in rows]
         job = db.jobs.submit(ledger, NewJob(spec={"base": base, "arms": arms}, samples=1, kind=KIND), new)
-        tickets = db.shards.due(ledger, window=9, republish_after_seconds=60)  # before the service's rescuer does
+        left = shard_ids(ledger, job)  # before the service's rescuer publishes them
         app = make_app(settings, engine)
         apps.append(app)
+        app.service.await_ledger()
         app.service.start()
-        for ticket in tickets:
-            run_shard(app.service, ticket.shard_id)
+        for shard_id in left:
+            run_shard(app.service, shard_id)
         return job, list(db.results.export_rows(ledger, job.id))
 
     yield score
