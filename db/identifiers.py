@@ -16,5 +16,10 @@ def new_job_id() -> str:
     return PREFIX + _digits(time.time_ns() // 1_000_000, TIME_DIGITS) + _digits(secrets.randbits(30), RANDOM_DIGITS)
 
 
+def is_like_job_id(text: str) -> bool:
+    """Whether text may be the beginning of an id; other text need not be looked for, and may hold what SQL cannot."""
+    return bool(text) and set(text.removeprefix(PREFIX)) <= set(ALPHABET)
+
+
 def _digits(number: int, count: int) -> str:
     return "".join(ALPHABET[number >> 5 * place & 31] for place in reversed(range(count)))

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from db.clock import now
 from db.errors import AmbiguousJobError, JobActiveError, JobNotFoundError
-from db.identifiers import PREFIX
+from db.identifiers import PREFIX, is_like_job_id
 from db.session import Ledger, reading, writing
 from db.submission import NewJob, NewRow, store
 from db.tables import JobStatus, ShardState, completions, jobs, requests, shards
@@ -96,8 +96,8 @@ def find(ledger: Ledger, job_id: str) -> Job:
 def _find(connection: sa.Connection, job_id: str) -> Job:
     beginning = job_id if job_id.startswith(PREFIX) else PREFIX + job_id
     query = sa.select(jobs).where(jobs.c.id.startswith(beginning, autoescape=True)).order_by(jobs.c.id).limit(4)
-    found = [_job(row) for row in connection.execute(query)]
-    if not found or not job_id:
+    found = [_job(row) for row in connection.execute(query)] if is_like_job_id(job_id) else []
+    if not found:
         raise JobNotFoundError(f"there is no job {job_id!r}; `genarm job list` shows what there is")
     exact = [job for job in found if job.id == beginning]
     if len(found) > 1 and not exact:

@@ -22,6 +22,10 @@ class UnsupportedModelError(ModelsError):
     """A model was found, but this engine cannot run it, or refuses to for safety."""
 
 
+class ModelNotAllowedError(ModelsError):
+    """A model that the operator's registry does not allow, or a registry that cannot be read."""
+
+
 class IncompatibleArmError(ModelsError):
     """An ARM and a base do not share a tokenizer."""
 

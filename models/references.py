@@ -5,16 +5,19 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from models.errors import ModelNotFoundError, UnsupportedModelError
+from models.registry import Registry, is_plain_name, registry_of
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 GGUF_QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
+"""Files in which a model may ask for code of its own to be run."""
 
 
 class Kind(Enum):
@@ -36,6 +39,8 @@ class Source:
     name: str
     """The model's name: the last part of its hub id, folder or file, without a GGUF's quantisation suffix."""
     from_hub: bool
+    origin: str = ""
+    """The hub id or path, where the reference is an alias of the registry."""
 
     def adapter_config(self) -> dict[str, Any]:
         """The contents of `adapter_config.json` of an adapter."""
@@ -58,7 +63,7 @@ class Source:
     def is_backbone_of(self, adapter: "Source") -> bool:
         """Whether `adapter` was trained on this model: the same reference, or, if one side is local, the same name."""
         declared = adapter.backbone_ref
-        if declared in (self.ref, str(self.folder)):
+        if declared in (self.ref, self.origin, str(self.folder)):
             return True
         if self.from_hub and HUB_ID.match(declared):
             return False
@@ -70,23 +75,47 @@ def resolve(ref: str, home: Path) -> Source:
 
     Args:
         ref: a hub id, a folder, an adapter folder or a .gguf file.
-        home: converted models are kept under `home/models`.
+        home: converted models are kept under `home/models`; its `models.toml`, if there is one, says what is allowed.
 
     Raises:
         ModelNotFoundError: the reference names nothing that can be read.
+        ModelNotAllowedError: `home` has a registry, and the reference is not in it.
         UnsupportedModelError: it names a checkpoint that is not in safetensors, or one that wants to run its own code.
     """
-    path = Path(ref).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return Source(ref, _converted_gguf(path, home), Kind.MODEL, model_name(ref), from_hub=False)
-    if path.is_dir():
-        return Source(ref, path, _kind_of(path, ref), model_name(str(path.resolve())), from_hub=False)
-    if path.exists():
-        raise UnsupportedModelError(f"{ref}: a model is a hub id, a folder, an adapter folder or a .gguf file")
+    if (registry := registry_of(home)) is not None:
+        return _registered(ref, registry, home)
+    try:
+        path = Path(ref).expanduser()
+        exists = path.exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, the home folder of nobody
+        raise ModelNotFoundError(f"{ref[:200]!r}: no such file or folder") from None
+    if exists:
+        return _local(ref, path, home)
     if _looks_like_path(ref):
         raise ModelNotFoundError(f"{ref}: no such file or folder")
     folder = _hub_folder(ref)
     return Source(ref, folder, _kind_of(folder, ref), model_name(ref), from_hub=True)
+
+
+def _registered(ref: str, registry: Registry, home: Path) -> Source:
+    """The files of a model of the registry."""
+    alias, entry = registry.find(ref)
+    if entry.hub is not None:
+        folder = _hub_folder(entry.hub, entry.revision)
+        return Source(alias, folder, _kind_of(folder, alias), model_name(entry.hub), from_hub=True, origin=entry.hub)
+    path = registry.path_of(alias, entry)
+    if not path.exists():
+        raise ModelNotFoundError(f"{alias}: {path} does not exist")
+    return replace(_local(alias, path, home), origin=str(path))
+
+
+def _local(ref: str, path: Path, home: Path) -> Source:
+    name = model_name(str(path.resolve()))
+    if path.is_file() and path.suffix == ".gguf":
+        return Source(ref, _converted_gguf(path, home), Kind.MODEL, model_name(str(path)), from_hub=False)
+    if path.is_dir():
+        return Source(ref, path, _kind_of(path, ref), name, from_hub=False)
+    raise UnsupportedModelError(f"{ref}: a model is a hub id, a folder, an adapter folder or a .gguf file")
 
 
 def model_name(ref: str) -> str:
@@ -117,6 +146,7 @@ def _looks_like_path(ref: str) -> bool:
 
 
 def _kind_of(folder: Path, ref: str) -> Kind:
+    _require_no_code(folder, ref)
     if (folder / "adapter_config.json").is_file():
         _require_safetensors(folder, ref, "adapter_model")
         return Kind.ADAPTER
@@ -124,14 +154,26 @@ def _kind_of(folder: Path, ref: str) -> Kind:
         raise ModelNotFoundError(
             f"{ref}: the folder has neither config.json (a model) nor adapter_config.json (an adapter)"
         )
-    if "auto_map" in read_json(folder / "config.json"):
-        raise UnsupportedModelError(f"{ref}: the model wants to run its own code (auto_map), which genarm never does")
+    read_json(folder / "config.json")
     _require_safetensors(folder, ref, "model")
     return Kind.MODEL
 
 
+def _require_no_code(folder: Path, ref: str) -> None:
+    """Refuse a model or adapter whose files ask for code to be imported or run."""
+    for name in CONFIGURATIONS:
+        if (folder / name).is_file() and "auto_map" in read_json(folder / name):
+            raise UnsupportedModelError(
+                f"{ref}: the model wants to run its own code (auto_map in {name}), which genarm never does"
+            )
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file() and read_json(adapter).get("megatron_config") is not None:
+        raise UnsupportedModelError(f"{ref}: the adapter names a Python module to import (megatron_config)")
+
+
 def _require_safetensors(folder: Path, ref: str, stem: str) -> None:
     if any(folder.glob(f"{stem}*.safetensors")):
+        _require_plain_index(folder, ref)
         return
     if any(folder.glob("*.bin")):
         raise UnsupportedModelError(
@@ -141,12 +183,20 @@ def _require_safetensors(folder: Path, ref: str, stem: str) -> None:
     raise ModelNotFoundError(f"{ref}: no {stem}*.safetensors in the folder")
 
 
-def _hub_folder(ref: str) -> Path:
+def _require_plain_index(folder: Path, ref: str) -> None:
+    """The index of a sharded checkpoint names files, which must be the folder's own."""
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(is_plain_name(name) for name in shards.values()):
+            raise UnsupportedModelError(f"{ref}: {index.name} names files outside of the model's folder")
+
+
+def _hub_folder(ref: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(ref, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(ref, revision=revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelNotFoundError(

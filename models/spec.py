@@ -19,6 +19,7 @@ def _encodable(text: str) -> str:
 Text = Annotated[str, AfterValidator(_encodable)]
 Role = Annotated[Text, Field(min_length=1, max_length=64)]
 ArmName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s=,]+$")]
+Ref = Annotated[Text, Field(min_length=1, max_length=4096)]
 Weight = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
 
 
@@ -49,7 +50,7 @@ class ArmSpec(Frozen):
     """One autoregressive reward model of a job: its name in results, where it is, and its default weight w = α/β."""
 
     name: ArmName
-    ref: str = Field(min_length=1)
+    ref: Ref
     weight: Weight = 1.0
     template: Text | None = None
     """A Jinja chat template that replaces the ARM's own."""
@@ -58,7 +59,7 @@ class ArmSpec(Frozen):
 class GenerationSpec(Frozen):
     """A job: base, ARMs, sampling. Serialises to JSON with `model_dump(mode="json")`."""
 
-    base: str = Field(min_length=1)
+    base: Ref
     arms: tuple[ArmSpec, ...] = Field((), max_length=64)
     sampling: SamplingParams = SamplingParams()
     samples: int = Field(1, ge=1, le=1024)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from db.jobs import Job
 from models.completion import Completion
 from models.spec import GenerationSpec, PromptRow
+from worker.admission import admit
 from worker.scoring import KIND as SCORE
 from worker.scoring import require_scorer
 from worker.settings import Settings
@@ -90,7 +91,8 @@ class Engines:
         """A job's models, loaded where they are not yet; blocks while they load.
 
         Raises:
-            ModelsError: the spec is wrong, its models cannot be loaded, or the engine cannot do such a job.
+            ModelsError: the spec is wrong or not allowed, its models cannot be loaded, or the engine cannot do such a
+                job.
         """
         with self._lock:
             if job_id in self._jobs:
@@ -98,6 +100,7 @@ class Engines:
                 return self._jobs[job_id]
         job = read_job()
         spec = GenerationSpec.parse(job.spec)
+        admit(spec, self._settings)
         if job.kind == SCORE:
             require_scorer(self.engine)
         loaded = LoadedJob(spec, self.engine.load(spec), job.kind)

@@ -10,6 +10,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ENV_PREFIX = "GENARM_"
+SECRETS_FOLDER = "/run/secrets"
+"""A container's secrets: a file genarm_database_url there stands for GENARM_DATABASE_URL, which goes first."""
 LONGEST_SOCKET_PATH = 100
 """Bytes; the kernel allows 107, and redis-server writes a temporary name beside the socket."""
 
@@ -20,7 +22,12 @@ class Settings(BaseSettings):
     Without a database and a broker URL the service is *embedded*: SQLite and a redis-server of its own under `home`.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        frozen=True,
+        extra="ignore",
+        secrets_dir=SECRETS_FOLDER if Path(SECRETS_FOLDER).is_dir() else None,
+    )
 
     home: Path = Field(
         Path(".genarm"), description="Folder for what genarm keeps: the embedded database, converted models, logs."
@@ -57,6 +64,16 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         20.0, ge=0, description="After SIGTERM a worker finishes rows for so long, then hands the rest back."
     )
+    allow_any_model: bool = Field(
+        False,
+        description="Let jobs name any folder or hub id although the database or the queue is shared and the home "
+        "folder has no models.toml.",
+    )
+    max_prompt_bytes: int = Field(2**20, ge=1, description="A row with a longer prompt fails.")
+    max_row_bytes: int = Field(2**24, ge=1, description="A dataset with a longer row is refused.")
+    max_job_rows: int = Field(100_000_000, ge=1, description="A dataset with more rows is refused.")
+    max_samples: int = Field(256, ge=1, le=1024, description="Most completions per row.")
+    max_new_tokens: int = Field(32_768, ge=1, description="Longest completion that a job or a row may ask for.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
 
     @field_validator("home")
@@ -73,6 +90,11 @@ class Settings(BaseSettings):
     def broker_is_embedded(self) -> bool:
         """True when no broker URL is set."""
         return self.broker_url is None
+
+    @property
+    def is_embedded(self) -> bool:
+        """True when neither is set: all is on this machine, and the user's own."""
+        return self.database_is_embedded and self.broker_is_embedded
 
     @property
     def effective_database_url(self) -> str:

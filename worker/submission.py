@@ -11,6 +11,7 @@ from db.jobs import Job, NewJob
 from db.session import Ledger
 from models.errors import SpecError
 from models.spec import GenerationSpec
+from worker.admission import admit, admit_rows
 from worker.settings import Settings
 
 MOST_POINTS = 1000
@@ -39,12 +40,13 @@ def submit(
     """Check the spec and the dataset, and store the job; nothing is written when one of them is wrong.
 
     Raises:
-        ModelsError: the spec is not valid, a model cannot be found, or the models do not fit together.
-        DatasetError: the dataset is missing, empty, broken, or has no usable column.
+        ModelsError: the spec is not valid or not allowed, a model cannot be found, or the models do not fit together.
+        DatasetError: the dataset is missing, empty, broken, too large, or has no usable column.
         KeyReusedError: the key belongs to another submission.
         DatabaseUnreachableError: the ledger is away.
     """
     spec = GenerationSpec.parse(submission.spec)
+    admit(spec, settings)
     rows = open_dataset(submission.source, spec.samples)
     if submission.sweep:
         _require_arms(submission.sweep, spec)
@@ -62,7 +64,7 @@ def submit(
         samples=spec.samples,
         shard_rows=submission.shard_rows or settings.shard_rows,
     )
-    return db.jobs.submit(ledger, job, rows, on_rows)
+    return db.jobs.submit(ledger, job, admit_rows(rows, settings), on_rows)
 
 
 def _require_arms(sweep: dict[str, list[float]], spec: GenerationSpec) -> None:

@@ -19,6 +19,7 @@ from db.shards import Lease, NewCompletion, RequestRow, RowOutcome
 from models.completion import Completion
 from models.errors import (
     IncompatibleArmError,
+    ModelNotAllowedError,
     ModelNotFoundError,
     ModelsError,
     RowError,
@@ -26,6 +27,7 @@ from models.errors import (
     UnsupportedModelError,
 )
 from models.spec import PromptRow
+from worker.admission import admit_row
 from worker.engines import LoadedJob
 from worker.heartbeats import Ending
 from worker.scoring import KIND as SCORE
@@ -37,6 +39,7 @@ log = get_logger(__name__)
 
 JOB_ERROR_CODES = {
     SpecError: "invalid_spec",
+    ModelNotAllowedError: "model_not_allowed",
     ModelNotFoundError: "model_not_found",
     UnsupportedModelError: "unsupported_model",
     IncompatibleArmError: "incompatible_arm",
@@ -171,6 +174,7 @@ class ShardRun:
             if job.kind == SCORE:
                 return start_scoring(self._service.engines.engine, job.guided, row.row, row.index, job.spec)
             prompt = PromptRow.parse(row.row, row.index, job.spec)
+            admit_row(prompt, self._service.settings)
             return self._service.engines.engine.submit(job.guided, prompt)
         except Exception as error:
             refused: Promise = Future()

@@ -28,6 +28,7 @@ def settings(tmp_path, broker_url, ledger_url):
         home=tmp_path / "home",
         broker_url=broker_url,
         database_url=ledger_url,
+        allow_any_model=True,
         worker_threads=4,
         heartbeat_seconds=0.2,
         rescue_seconds=0.5,

@@ -1,0 +1,62 @@
+"""Models that somebody spoiled, and the service that meets them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import (  # noqa: F401 - fixtures
+    job,
+    ledger,
+    publish,
+    results,
+    run_shards,
+    service,
+    settings,
+    submit,
+    wait_until,
+    worker,
+    worker_log,
+)
+from tests.tiny_models import make_adapter, make_model
+
+
+@pytest.fixture(scope="session")
+def good_models(tmp_path_factory):
+    """A folder with a tiny base, and an adapter of it."""
+    folder = tmp_path_factory.mktemp("good")
+    make_model(folder / "base", seed=1)
+    make_adapter(folder / "arm", folder / "base", seed=2)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path, good_models):
+    """A home folder with copies of both models that a test may spoil, and no registry yet."""
+    folder = tmp_path / "home"
+    shutil.copytree(good_models, folder / "shelf")
+    return folder
+
+
+@pytest.fixture
+def register(home):
+    """Write the registry; the base and the arm unless other text is given."""
+
+    def write(text=None):
+        base = '[models.tiny]\nkind = "base"\npath = "shelf/base"\n'
+        arm = '[models.nice]\nkind = "arm"\npath = "shelf/arm"\n'
+        (home / "models.toml").write_text(base + arm if text is None else text)
+        return home
+
+    return write
+
+
+@pytest.fixture
+def edit():
+    """Change fields of a JSON file."""
+
+    def change(path: Path, **fields):
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return change

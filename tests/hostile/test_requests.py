@@ -1,0 +1,129 @@
+"""Jobs and rows that ask for too much, or that carry the code of another language."""
+
+import json
+
+import pytest
+import sqlalchemy as sa
+
+import db.jobs
+from db.datasets import Columns
+from db.errors import DatasetError, JobNotFoundError
+from models.errors import ModelsError
+from tests.service.test_shards import shard_ids_of
+from worker.submission import Submission, submit
+
+SQL = "'; DROP TABLE jobs; --"
+HTML = "<script>alert('x')</script>"
+
+
+@pytest.fixture
+def submit_file(ledger, settings, register, tmp_path):
+    """Submit a file of rows as the command line does."""
+    home = register()
+
+    def submit_rows(rows, *, limits=(), **spec):
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fields = {"base": "tiny", **spec}
+        submission = Submission(str(path), Columns(), None, fields, spec.pop("name", None), 5, None)
+        return submit(ledger, settings.model_copy(update={"home": home, **dict(limits)}), submission)
+
+    return submit_rows
+
+
+def nothing_is_stored(ledger):
+    with ledger.connect() as connection:
+        counts = [
+            connection.execute(sa.text(f"SELECT count(*) FROM {t}")).scalar() for t in ("jobs", "requests", "shards")
+        ]
+    return counts == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"samples": 10**9}, "samples"),
+        ({"samples": 257}, "samples: 257 is more than the 256"),
+        ({"sampling": {"max_new_tokens": 10**9}}, "max_new_tokens"),
+        ({"sampling": {"max_new_tokens": 40_000}}, "more than the 32768"),
+        ({"arms": [{"name": "a", "ref": "nice", "weight": float("nan")}]}, "weight"),
+        ({"arms": [{"name": "a", "ref": "nice", "weight": float("inf")}]}, "weight"),
+        ({"sampling": {"temperature": float("nan")}}, "temperature"),
+        ({"system": "x" * 2**21}, "system"),
+        ({"base": "/etc/passwd"}, "not in the registry"),
+        ({"base": "\ud800"}, "surrogate"),
+        ({"arms": [{"name": "a", "ref": "nice"}] * 65}, "64"),
+        ({"trust_remote_code": True}, "trust_remote_code"),
+        ({"__class__": "os.system"}, "__class__"),
+    ],
+)
+def test_a_spec_that_asks_for_too_much_is_refused_and_nothing_is_stored(submit_file, ledger, spec, message):
+    with pytest.raises(ModelsError, match=message):
+        submit_file([{"prompt": "x"}], **spec)
+    assert nothing_is_stored(ledger)
+
+
+def test_a_prompt_of_100_megabytes_is_refused_and_nothing_is_stored(submit_file, ledger):
+    with pytest.raises(DatasetError, match=r"row 1 has 1000000.* bytes .*GENARM_MAX_ROW_BYTES"):
+        submit_file([{"prompt": "small"}, {"prompt": "x" * 100_000_000}])
+    assert nothing_is_stored(ledger)
+
+
+def test_too_many_rows_are_refused_and_nothing_is_stored(submit_file, ledger):
+    with pytest.raises(DatasetError, match=r"more than the 3 rows.*GENARM_MAX_JOB_ROWS"):
+        submit_file([{"prompt": "x"}] * 4, limits={"max_job_rows": 3})
+    assert nothing_is_stored(ledger)
+    assert submit_file([{"prompt": "x"}] * 3, limits={"max_job_rows": 3}).total_rows == 3
+
+
+def test_rows_over_a_limit_fail_alone_before_the_engine_sees_them(submit, service, ledger, run_shards, results):
+    big = "é" * (service.settings.max_prompt_bytes // 2 + 1)
+    rows = [
+        {"prompt": big},
+        {"messages": [{"role": "user", "content": big}]},
+        {"prompt": "x", "sampling": {"max_new_tokens": 999_999}},
+        {"prompt": "x", "weights": {"a": 1e999}},
+        {"prompt": "fine"},
+    ]
+    job_id = submit(*rows[:3], rows[4])
+    run_shards(*shard_ids_of(ledger))
+    codes = [row["error"] and row["error"]["code"] for row in results(job_id)]
+    assert codes == ["prompt_too_large", "prompt_too_large", "invalid_sampling", None]
+    assert [row.prompt for row in service.engines.engine.submitted] == ["fine"]
+
+
+def test_a_forged_job_in_the_ledger_fails_without_its_models_being_opened(
+    submit, service, ledger, run_shards, job, register
+):
+    service.settings.home.mkdir(exist_ok=True)
+    (service.settings.home / "models.toml").write_text('[models.only]\nkind = "base"\npath = "x"')
+    forged = [
+        submit("x", base="/etc"),
+        submit("x", base="http://10.0.0.1/model"),
+        submit("x", base="only", samples=999),
+    ]
+    run_shards(*shard_ids_of(ledger))
+    assert [job(one).error_code for one in forged] == ["model_not_allowed", "model_not_allowed", "invalid_spec"]
+    assert service.engines.engine.loads == []
+
+
+def test_code_in_prompts_and_ids_comes_out_as_it_went_in(submit, service, ledger, run_shards, results, job):
+    rows = [
+        {"id": text, "prompt": text, text: text} for text in (SQL, HTML, '"; $(touch x)', "{{7*7}}", "%s%n\\", "\x00")
+    ]
+    job_id = submit(*rows)
+    run_shards(*shard_ids_of(ledger))
+    out = results(job_id)
+    assert [row["id"] for row in out] == [row["id"] for row in rows]
+    assert [row["completion"] for row in out] == [row["prompt"][::-1].replace("\x00", "\ufffd") for row in rows]
+    assert all(out_row[row["id"]] == row["id"] for out_row, row in zip(out, rows, strict=True))
+    assert job(job_id).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "job_id", [SQL, "job-%", "job-_", "' OR '1'='1", "job-\x00", "\ud800", "", "job-' UNION SELECT"]
+)
+def test_an_id_is_never_read_as_sql(submit, ledger, job_id):
+    submit("one")
+    with pytest.raises(JobNotFoundError):
+        db.jobs.find(ledger, job_id)

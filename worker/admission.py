@@ -1,0 +1,92 @@
+"""What may be asked of this service: the operator's registry and limits, checked at submit and again by the worker.
+
+The worker checks again because the ledger is shared: whoever can write to it can forge a job.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+
+from db.errors import DatasetError
+from db.submission import NewRow
+from models.errors import ModelNotAllowedError, RowError, SpecError
+from models.registry import FILE_NAME, registry_of
+from models.spec import GenerationSpec, PromptRow
+from worker.settings import Settings
+
+
+def admit(spec: GenerationSpec, settings: Settings) -> None:
+    """Check a job's spec against the registry and the limits; opens no model.
+
+    Raises:
+        ModelNotAllowedError: it names a model that the registry does not allow, or there is none and there must be.
+        SpecError: it asks for more than the limits allow.
+    """
+    registry = registry_of(settings.home)
+    if registry is not None:
+        registry.require(spec)
+    elif not (settings.is_embedded or settings.allow_any_model):
+        raise ModelNotAllowedError(
+            "the database or the queue is shared, so jobs may name only models of a registry, and there is no "
+            f"{settings.home / FILE_NAME}: write one, or set GENARM_ALLOW_ANY_MODEL=true where everybody who can reach "
+            "the database is trusted"
+        )
+    _require_at_most("samples", spec.samples, settings.max_samples)
+    _require_at_most("sampling.max_new_tokens", spec.sampling.max_new_tokens, settings.max_new_tokens)
+    system = len((spec.system or "").encode())
+    _require_at_most("system (in bytes)", system, settings.max_prompt_bytes)
+
+
+def _require_at_most(what: str, asked: int, most: int) -> None:
+    if asked > most:
+        raise SpecError(f"{what}: {asked} is more than the {most} that this service allows")
+
+
+def admit_row(row: PromptRow, settings: Settings) -> None:
+    """Check a row against the limits, before it is rendered and tokenized.
+
+    Raises:
+        RowError: `prompt_too_large`, or `invalid_sampling` for more new tokens than allowed.
+    """
+    size = sum(len(text.encode()) for text in _texts(row))
+    if size > settings.max_prompt_bytes:
+        raise RowError(
+            "prompt_too_large", f"the prompt has {size} bytes, and this service allows {settings.max_prompt_bytes}"
+        )
+    if (asked := row.sampling.max_new_tokens) > settings.max_new_tokens:
+        raise RowError(
+            "invalid_sampling", f"max_new_tokens: {asked} is more than the {settings.max_new_tokens} allowed here"
+        )
+
+
+def _texts(row: PromptRow) -> Iterator[str]:
+    if row.prompt is not None:
+        yield row.prompt
+    for message in row.messages or ():
+        yield from (message.role, message.content)
+
+
+def admit_rows(rows: Iterable[NewRow], settings: Settings) -> Iterator[NewRow]:
+    """The rows of a dataset, as long as there are not too many and none is too large to store.
+
+    Raises:
+        DatasetError: there are, or one is; the message says which.
+    """
+    for index, row in enumerate(rows):
+        if index >= settings.max_job_rows:
+            raise DatasetError(
+                f"the dataset has more than the {settings.max_job_rows} rows that this service allows in a job "
+                "(GENARM_MAX_JOB_ROWS); split it"
+            )
+        if (size := _json_bytes(row, index)) > settings.max_row_bytes:
+            raise DatasetError(
+                f"row {index} has {size} bytes as JSON, and this service stores {settings.max_row_bytes} at most "
+                "(GENARM_MAX_ROW_BYTES)"
+            )
+        yield row
+
+
+def _json_bytes(row: NewRow, index: int) -> int:
+    try:
+        return len(json.dumps(row.row))
+    except RecursionError:
+        raise DatasetError(f"row {index} is nested too deeply") from None
