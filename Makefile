@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test chaos bench-ledger lint types check demo clean
+.PHONY: venv test fuzz chaos bench-ledger lint types check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -29,6 +29,9 @@ chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each databas
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
 	$(BIN)/python -m benchmarks.ledger $(BENCH)
+
+fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000
+	FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/fuzz
 
 lint: $(STAMP)  ## ruff and the import contracts
 	$(BIN)/ruff format --check .

@@ -4,6 +4,11 @@
 class DbError(Exception):
     """Base of the errors below; `str()` of it is one line for the user."""
 
+    def __str__(self) -> str:
+        """One line without control characters, whatever names of files or columns are in it."""
+        line = " ".join(super().__str__().split())
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+
 
 class DatabaseUnreachableError(DbError):
     """The database does not answer now: it is away, restarting or locked. What was asked may be asked again."""

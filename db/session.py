@@ -35,7 +35,10 @@ def connect(url: str) -> Ledger:
         if parsed.get_backend_name() == "sqlite":
             return _connect_sqlite(parsed)
         return sa.create_engine(
-            parsed, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None}
+            parsed,
+            pool_pre_ping=True,
+            hide_parameters=True,  # errors are logged, and parameters are people's prompts and completions
+            connect_args={"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None},
         )
     except (ImportError, NoSuchModuleError):
         raise DbError("PostgreSQL needs its driver: pip install 'genarm[postgres]'") from None
@@ -59,7 +62,9 @@ def _parsed(url: str) -> sa.URL:
 
 
 def _connect_sqlite(url: sa.URL) -> Ledger:
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    engine = sa.create_engine(
+        url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+    )
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: Any, _: Any) -> None:

@@ -82,6 +82,8 @@ class Written:
     """Rows that had one already; it stays."""
     lost: set[int]
     """Shards whose lease is gone; nothing was written for them."""
+    requests: set[int]
+    """The requests of `rows`."""
 
 
 def claim(ledger: Ledger, shard_id: int, owner: str, lease_seconds: float) -> Lease | None:
@@ -200,7 +202,7 @@ def write(ledger: Ledger, outcomes: Sequence[RowOutcome]) -> Written:
         for shard_id in sorted({outcome.lease.shard_id for outcome in new}):
             _count(connection, shard_id, [outcome for outcome in new if outcome.lease.shard_id == shard_id])
         reach(Point.INSIDE_COMMIT)
-    return Written(len(new), len(kept) - len(new), {lease.shard_id for lease in leases} - held)
+    return Written(len(new), len(kept) - len(new), {lease.shard_id for lease in leases} - held, new_requests)
 
 
 def _count(connection: sa.Connection, shard_id: int, outcomes: Sequence[RowOutcome]) -> None:

@@ -4,6 +4,11 @@
 class ModelsError(Exception):
     """Base of the errors below; `str()` of it is one line for the user."""
 
+    def __str__(self) -> str:
+        """One line without control characters, whatever references or texts of others are in it."""
+        line = " ".join(super().__str__().split())
+        return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its type where it has none."""

@@ -114,11 +114,14 @@ def _eos_ids(backbone: Source, config: Any, tokenizer: Any) -> frozenset[int]:
 
     declared = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
     if (backbone.folder / "generation_config.json").is_file():
-        declared.append(GenerationConfig.from_pretrained(backbone.folder).eos_token_id)
-    ids: set[int] = set()
-    for one in declared:
-        ids.update(one if isinstance(one, list | tuple) else [one] if one is not None else [])
-    return frozenset(ids)
+        try:
+            declared.append(GenerationConfig.from_pretrained(backbone.folder).eos_token_id)
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{backbone.ref}: its generation_config.json cannot be read ({first_line(error)})"
+            ) from None
+    ids = [one for some in declared for one in (some if isinstance(some, list | tuple) else [some])]
+    return frozenset(one for one in ids if isinstance(one, int))
 
 
 def _read(source: Source, what: str) -> Any:

@@ -84,6 +84,8 @@ def resolve(ref: str, home: Path) -> Source:
     """
     if (registry := registry_of(home)) is not None:
         return _registered(ref, registry, home)
+    if not ref.isprintable():
+        raise ModelNotFoundError(f"{ref[:200]!r}: no such file or folder")
     try:
         path = Path(ref).expanduser()
         exists = path.exists()

@@ -87,6 +87,8 @@ def admit_rows(rows: Iterable[NewRow], settings: Settings) -> Iterator[NewRow]:
 
 def _json_bytes(row: NewRow, index: int) -> int:
     try:
-        return len(json.dumps(row.row))
+        return len(json.dumps(row.row, allow_nan=False))
     except RecursionError:
         raise DatasetError(f"row {index} is nested too deeply") from None
+    except ValueError:
+        raise DatasetError(f"row {index} has a number that is too large") from None

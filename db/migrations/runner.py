@@ -1,5 +1,6 @@
 """Upgrades and downgrades of the schema, safe when several processes begin them at once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from db.session import Ledger, reading, writing
 
 LOCK = 0x67656E61726D
 """Key of the advisory lock on PostgreSQL; SQLite's write lock does the same there."""
+REVISION = re.compile(r"head|base|[0-9]{4}|[+-][0-9]{1,2}")
 
 
 def upgrade(ledger: Ledger, revision: str = "head") -> None:
@@ -64,6 +66,8 @@ def _config() -> Config:
 
 def _migrate(ledger: Ledger, migrate: Callable[..., None], revision: str) -> None:
     config = _config()
+    if not REVISION.fullmatch(revision):
+        raise DbError(f"{revision!r} is no revision; use head, base, or a number like 0001")
     try:
         with writing(ledger) as connection:
             if connection.dialect.name == "postgresql":

@@ -49,6 +49,11 @@ CODES: list[tuple[type[Exception], Exit]] = [
 ]
 
 
+def one_line(error: Exception) -> str:
+    """An error of ours as people see it."""
+    return f"settings: {explain(error)}" if isinstance(error, ValidationError) else str(error)
+
+
 class Group(click.Group):
     """The root command: our errors become one line on stderr and an exit code."""
 
@@ -57,7 +62,7 @@ class Group(click.Group):
         try:
             return super().invoke(context)
         except tuple(kind for kind, _ in CODES) as error:
-            console.error(f"settings: {explain(error)}" if isinstance(error, ValidationError) else str(error))
+            console.error(one_line(error))
             context.exit(next(code for kind, code in CODES if isinstance(error, kind)))
         except BrokenPipeError:  # `genarm … | head`: nobody reads on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is buffered has nowhere to go
