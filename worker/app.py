@@ -10,14 +10,12 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Queue
 
-from worker import tasks, transport
+from worker import logs, tasks, transport
 from worker.embedded import redis_server
+from worker.endpoint import endpoint
 from worker.engines import EngineFactory, make_engine
 from worker.service import Service
 from worker.settings import Settings
-
-CHATTY_LOGGERS = ("celery.worker.strategy", "celery.app.trace")
-"""They log two lines a message; the task logs one line a shard."""
 
 
 def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) -> Celery:
@@ -86,6 +84,7 @@ def run_worker(
     Raises:
         RedisStartError: the embedded redis-server does not start.
         SchemaOutdatedError: the database's schema is of another version. While it does not answer, the worker waits.
+        EndpointError: the metrics port is taken.
         click.UsageError: an option that Celery does not know.
     """
     with redis_server(settings):
@@ -96,8 +95,9 @@ def run_worker(
 
         def on_init(sender: Any, **_: Any) -> None:
             workers.append(sender)
-            for name in CHATTY_LOGGERS:
-                logging.getLogger(name).setLevel(logging.WARNING)
+
+        def on_logging(loglevel: int, logfile: str | None, **_: Any) -> None:
+            logs.set_up(settings.log_format, loglevel, logfile)
 
         def on_ready(**_: Any) -> None:
             if ready_fd is not None:
@@ -108,12 +108,14 @@ def run_worker(
             if len(signals_seen) > 1:
                 app.service.hand_back_soon()
 
+        signals.setup_logging.connect(on_logging)
         signals.worker_init.connect(on_init)
         signals.worker_ready.connect(on_ready)
         signals.worker_shutting_down.connect(on_signal)
         if lifeline_fd is not None:
             threading.Thread(target=_stop_at_end_of, args=(lifeline_fd,), name="lifeline", daemon=True).start()
-        app.worker_main(worker_argv(settings, options))
+        with endpoint(app.service, settings):
+            app.worker_main(worker_argv(settings, options))
     (worker,) = workers
     status = int(worker.exitcode or 0)
     if worker.pool is not None and worker.pool.has_stuck_threads():

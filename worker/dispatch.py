@@ -7,6 +7,7 @@ from redis.exceptions import RedisError
 
 import db.publishing
 from db.session import Ledger
+from worker import metrics
 from worker.errors import BrokerUnreachableError
 from worker.settings import Settings
 from worker.transport import QUEUE, TASK
@@ -44,6 +45,7 @@ def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
                     retry_policy=RETRY_POLICY,
                 )
                 sent += 1
+                metrics.PUBLISHED.inc()
     except BROKER_ERRORS as error:
         raise _unreachable(app, error) from error
     finally:
@@ -65,11 +67,13 @@ def queue_length(app: Celery) -> int:
     try:
         with app.connection_or_acquire() as connection:
             channel = connection.default_channel
-            return int(channel.queue_declare(queue=QUEUE, passive=True).message_count)
+            count = int(channel.queue_declare(queue=QUEUE, passive=True).message_count)
     except ChannelError:
-        return 0
+        count = 0
     except BROKER_ERRORS as error:
         raise _unreachable(app, error) from error
+    metrics.QUEUE_MESSAGES.set(count)
+    return count
 
 
 def _unreachable(app: Celery, error: Exception) -> BrokerUnreachableError:

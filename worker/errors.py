@@ -15,3 +15,7 @@ class RedisStartError(ServiceError):
 
 class WorkerDiedError(ServiceError):
     """The worker process that this process started has ended by itself."""
+
+
+class EndpointError(ServiceError):
+    """The port for metrics and health cannot be used, or nothing healthy answers there."""

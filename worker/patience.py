@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from celery.utils.log import get_logger
 
+from worker import metrics
+
 log = get_logger(__name__)
 
 T = TypeVar("T")
@@ -61,6 +63,7 @@ class Patience:
         return time.monotonic() - self._last_error
 
     def _note(self, error: Exception | None) -> None:
+        metrics.BACKEND_UP.labels(self._backend).set(error is None)
         if error is not None:
             self._last_error = time.monotonic()
         if error is not None and not self._is_away:

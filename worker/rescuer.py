@@ -10,6 +10,7 @@ from celery.utils.log import get_logger
 
 import db.rescue
 from db.session import Ledger
+from worker import metrics
 from worker.dispatch import dispatch
 from worker.patience import Patience
 from worker.settings import Settings
@@ -68,6 +69,7 @@ class Rescuer:
         if self._database.seconds_since_outage() < self._settle_seconds:
             return
         if rescued := db.rescue.rescue(self._ledger):
+            metrics.RESCUED.inc(rescued)
             log.warning("took back %d shards whose worker is silent", rescued)
 
     def _loop(self) -> None:

@@ -47,8 +47,8 @@ class Service:
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self.engines = Engines(engine_factory, settings)
         self.company = Company()
+        self.is_started = False
         self.is_draining = False
-        self._is_started = False
         self._stopping = threading.Event()
         self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
         self.broker = Patience("Redis", BrokerUnreachableError, self._stopping)
@@ -74,12 +74,12 @@ class Service:
         self.writer.start()
         self.heartbeats.start()
         self.rescuer.start()
-        self._is_started = True
+        self.is_started = True
 
     def drain(self, grace_seconds: float) -> None:
         """Claim nothing more, give the shards in work time to finish, then hand the rest back."""
         self.is_draining = True
-        if not self._is_started:
+        if not self.is_started:
             return
         if not self.heartbeats.wait_for_none(grace_seconds):
             self.hand_back()
@@ -102,7 +102,7 @@ class Service:
 
         Returns within STOP_SECONDS: a thread that hangs in a step or in the network is left to the end of the process.
         """
-        if self._stopping.is_set() or not self._is_started:
+        if self._stopping.is_set() or not self.is_started:
             return
         self._stopping.set()
         deadline = time.monotonic() + STOP_SECONDS

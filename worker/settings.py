@@ -74,7 +74,12 @@ class Settings(BaseSettings):
     max_job_rows: int = Field(100_000_000, ge=1, description="A dataset with more rows is refused.")
     max_samples: int = Field(256, ge=1, le=1024, description="Most completions per row.")
     max_new_tokens: int = Field(32_768, ge=1, description="Longest completion that a job or a row may ask for.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of a worker's /metrics and /health; unset: none; 0: any that is free."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that the port listens on; 0.0.0.0: all.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
+    log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON objects.")
 
     @field_validator("home")
     @classmethod

@@ -1,5 +1,6 @@
 """The one task: a shard through the engine."""
 
+import functools
 import queue
 import threading
 import time
@@ -27,6 +28,7 @@ from models.errors import (
     UnsupportedModelError,
 )
 from models.spec import PromptRow
+from worker import logs, metrics
 from worker.admission import admit_row
 from worker.engines import LoadedJob
 from worker.heartbeats import Ending
@@ -55,6 +57,7 @@ def register(app: Celery, service: Service) -> None:
 
     def task(*arguments: Any, **unknown: Any) -> None:
         if len(arguments) != 1 or unknown or not _is_id(arguments[0]):
+            metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a message that names no shard")
             return
         run_shard(service, arguments[0])
@@ -90,7 +93,8 @@ def _run_leased(service: Service, lease: Lease) -> None:
     run = ShardRun(service, lease)
     service.heartbeats.add(run)
     try:
-        run.run()
+        with logs.about(job=lease.job_id, shard=lease.shard_id):
+            run.run()
     except DatabaseUnreachableError:
         log.warning("shard %d: the database is away at the end; others take it when its lease runs out", lease.shard_id)
     except Exception:
@@ -167,7 +171,12 @@ class ShardRun:
                     return
                 future = self._start(job, row)
                 self._futures.append(future)
-            future.add_done_callback(lambda done, row=row: self._answers.put((row, done)))  # type: ignore[misc]
+            future.add_done_callback(functools.partial(self._answer, row, time.monotonic()))
+
+    def _answer(self, row: RequestRow, started: float, future: Future[list[Completion]]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            metrics.REQUEST_LATENCY.observe(time.monotonic() - started)
+        self._answers.put((row, future))
 
     def _start(self, job: LoadedJob, row: RequestRow) -> Promise:
         try:
@@ -204,7 +213,8 @@ class ShardRun:
         except RowError as error:
             return RowOutcome(self.lease, row.request_id, [], (error.code, str(error)))
         except Exception as error:
-            log.error("row %d of %s: %s", row.index, self.lease.job_id, error, exc_info=error)
+            with logs.about(request=row.request_id, row=row.index):
+                log.error("a row failed: %s", error, exc_info=error)
             return RowOutcome(self.lease, row.request_id, [], ("engine_error", f"{type(error).__name__}: {error}"))
         return RowOutcome(self.lease, row.request_id, completions, None)
 
@@ -212,6 +222,8 @@ class ShardRun:
         insist, shard_id, job_id = self._service.database.insist, self.lease.shard_id, self.lease.job_id
         reach(Point.AFTER_COMMIT)
         if self._ended is None and insist(lambda: db.shards.complete(self._ledger, self.lease)):
+            metrics.SHARDS.labels("done").inc()
+            metrics.SHARD_SECONDS.observe(seconds)
             speed = self._tokens / max(seconds, 1e-6)
             log.info(
                 "shard %d of %s: %d rows, %d tokens in %.1f s (%.0f tokens/s)",
@@ -219,8 +231,11 @@ class ShardRun:
             )  # fmt: skip
             return
         why = self._ended or Ending.LOST
+        metrics.SHARDS.labels(why.name.lower()).inc()
         log.info("shard %d of %s: %s after %d rows", shard_id, job_id, why.value, len(self._kept))
-        if why is not Ending.LOST:
+        if why is Ending.LOST:
+            metrics.LEASES_LOST.inc()
+        else:
             insist(lambda: db.shards.release(self._ledger, self.lease))
 
 

@@ -14,6 +14,8 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from worker import metrics
+
 log = get_logger(__name__)
 
 QUEUE = "genarm"
@@ -83,6 +85,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         try:
             return super()._brpop_read(**options)
         except (ValueError, RecursionError) as error:
+            metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a queue entry that is not JSON (%s)", type(error).__name__)
             return True
 
@@ -94,6 +97,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
 
     def _deliver(self, message: Any, queue: str) -> None:
         if queue == QUEUE and not is_plain_call(message):
+            metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a queue entry that is not a call of %s", TASK)
             return
         super()._deliver(message, queue)

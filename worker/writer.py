@@ -12,7 +12,8 @@ from celery.utils.log import get_logger
 import db.shards
 from db.errors import DatabaseUnreachableError
 from db.session import Ledger
-from db.shards import RowOutcome
+from db.shards import RowOutcome, Written
+from worker import metrics
 from worker.patience import Patience
 
 log = get_logger(__name__)
@@ -80,15 +81,20 @@ class Writer:
     def _commit(self, batch: Sequence[Pending]) -> None:
         outcomes = [pending.outcome for pending in batch]
         try:
-            written = self._patience.insist(lambda: db.shards.write(self._ledger, outcomes))
+            written = self._patience.insist(lambda: self._write(outcomes))
         except DatabaseUnreachableError as error:
             for pending in batch:
                 pending.kept.set_exception(error)
         except Exception as error:
             self._isolate(batch, error)
         else:
+            metrics.note_written(outcomes, written)
             for pending in batch:
                 pending.kept.set_result(pending.outcome.lease.shard_id not in written.lost)
+
+    @metrics.COMMIT_SECONDS.time()
+    def _write(self, outcomes: Sequence[RowOutcome]) -> Written:
+        return db.shards.write(self._ledger, outcomes)
 
     def _isolate(self, batch: Sequence[Pending], error: Exception) -> None:
         """The database refuses something in the batch: write the rest, and store the culprit as a failed row."""

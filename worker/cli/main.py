@@ -18,6 +18,7 @@ COMMANDS = {
     "db": "worker.cli.database:database",
     "doctor": "worker.cli.doctor:doctor",
     "completion": "worker.cli.completion:completion",
+    "health": "worker.cli.health:health",
 }
 
 
