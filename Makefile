@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test fuzz chaos bench-ledger lint types check demo clean
+.PHONY: venv test fuzz chaos bench-ledger lint types docs check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -41,7 +41,10 @@ lint: $(STAMP)  ## ruff and the import contracts
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
-check: lint types test  ## all that CI runs
+docs: $(STAMP)  ## build the documentation into build/site; a warning fails
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+
+check: lint types docs test  ## all that CI runs
 
 demo: $(STAMP)  ## a real guided job from prompts to rows in SQL
 	$(BIN)/python examples/demo.py

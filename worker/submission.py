@@ -47,6 +47,8 @@ def submit(
     """
     spec = GenerationSpec.parse(submission.spec)
     admit(spec, settings)
+    if submission.name is not None and not submission.name.isprintable():
+        raise SpecError("the job's name must be one line of text without control characters")
     rows = open_dataset(submission.source, spec.samples)
     if submission.sweep:
         _require_arms(submission.sweep, spec)

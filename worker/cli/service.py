@@ -1,5 +1,6 @@
 """`genarm worker` and `genarm up`: what runs on and on."""
 
+import signal
 import time
 from contextlib import ExitStack
 
@@ -36,6 +37,7 @@ def up(as_json: bool) -> None:
     Example:
         genarm up
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers send this, where people type Ctrl-C
     settings = Settings()
     open_ledger(settings).dispose()
     with ExitStack() as stack:

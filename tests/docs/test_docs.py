@@ -1,0 +1,137 @@
+"""Every command and query that the documentation shows is run; what it says about itself holds."""
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from models.registry import registry_of
+from tests.docs import shell
+from tests.docs.conftest import lines_of
+from tests.docs.pages import LANGUAGES, blocks, examples, pages
+from tests.service.fake_engine import REFUSE
+from tests.service.test_shards import shard_ids_of
+from worker.settings import ENV_PREFIX, Settings
+
+RUN = {
+    "README.md": "folder",
+    "quickstart.md": "folder",
+    "training.md": "folder",
+    "deploy.md": "shared",
+    "contributing.md": "folder",
+}
+"""Pages with commands, and the working folder that each needs."""
+JOB_ID = "job-1m86dg0"
+
+
+def shortened(text):
+    """The same commands with fewer tokens, for tiny models that never end by themselves."""
+    return re.sub(r"(genarm run|genarm job submit) (\S+)", r"\1 \2 --max-new-tokens 4", text)
+
+
+def normal(line):
+    """The same for commands that are the same: 1.0 is 1, and where a process runs or a result goes does not matter."""
+    return re.sub(r"^job=\$\((.*)\)$", r"\1", line.strip().removesuffix("&").strip()).replace(" 1.0", " 1")
+
+
+def succeed(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_block_says_what_it_is_and_no_command_hides_in_another():
+    for block in blocks():
+        assert block.language in LANGUAGES | {"indented"}, block
+        if block.language in ("indented", "text"):
+            assert not re.search(r"^(genarm|make|docker|pip|SELECT|sqlite3)\b", block.text, re.MULTILINE), block
+    assert {Path(block.page).name for block in blocks("sh")} == set(RUN)
+
+
+def test_commands_of_the_readme_and_the_quick_start(folder):
+    text = lines_of(blocks("sh"), "README.md") + lines_of(blocks("sh"), "quickstart.md")
+    succeed(shell.run(shortened(text), folder))
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [1]
+    assert (folder / "out.parquet").stat().st_size > 0
+    assert "positive" in (folder / "out.csv").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(set(RUN) - {"README.md", "quickstart.md"}))
+def test_commands_of_the_other_pages(request, page):
+    folder = request.getfixturevalue(RUN[page])
+    succeed(shell.run(shortened(lines_of(blocks("sh"), page)), folder))
+
+
+def test_examples_of_the_help_texts(folder):
+    shown = {normal(line.split("#")[0]) for block in blocks("sh") for line in block.text.splitlines()}
+    lines = [line for line in examples() if normal(line) not in shown and "db downgrade" not in line]
+    setup = "job=$(genarm job submit prompts.jsonl --base model --arm examples/arms/positive 1)\n"
+    tidy = "genarm job cancel $job\n"
+    order = [
+        line for name in ("cancel", "watch", "show", "export", "retry") for line in lines if f" job {name} " in line
+    ]
+    rest = [line for line in lines if line not in order and " job delete " not in line and "health" not in line]
+    again = tidy + next(line for line in lines if " job delete " in line)
+    text = shortened("\n".join([*rest, setup, *order, again]).replace(JOB_ID, "$job"))
+    text = text.replace("genarm job watch $job", "genarm job watch $job || test $? = 1")  # a cancelled job
+    succeed(shell.run(text + "\ngenarm db downgrade base --yes", folder))
+    healths = [line for line in lines if "health" in line]
+    assert healths == ["GENARM_METRICS_PORT=9464 genarm health"]  # tests/deployment runs it
+
+
+@pytest.fixture
+def results_ledger(ledger, submit, run_shards):
+    """A ledger with a finished job; some rows failed."""
+    job_id = submit("one", "two", REFUSE, arms=[{"name": "positive", "ref": "x"}])
+    run_shards(*shard_ids_of(ledger))
+    return ledger, job_id
+
+
+def test_every_query_runs_on_both_databases_and_finds_something(results_ledger):
+    ledger, job_id = results_ledger
+    queries = [query for block in blocks("sql") for query in block.text.split(";") if query.strip()]
+    assert len(queries) >= 3
+    for query in queries:
+        with ledger.connect() as connection:
+            assert connection.execute(sa.text(query.replace("job-…", job_id))).all(), query
+
+
+def test_every_registry_shown_is_one(tmp_path):
+    for block in blocks("toml"):
+        tomllib.loads(block.text)
+        (tmp_path / "models.toml").write_text(block.text)
+        assert registry_of(tmp_path).models
+
+
+def test_every_setting_and_file_that_is_named_exists():
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for page in pages():
+        text = page.read_text()
+        assert set(re.findall(r"\bGENARM_[A-Z_]+\b", text)) <= known, page
+        for name in re.findall(r"`((?:tests|examples|benchmarks|monitoring|docs)/[\w./-]*)`", text):
+            assert Path(name).exists(), (page, name)
+
+
+def test_the_limits_in_the_documentation_are_the_settings():
+    text = Path("docs/security.md").read_text()
+    for name, shown in re.findall(r"\| `GENARM_(MAX_\w+)` \| ([\d,]+(?: MiB)?) \|", text):
+        number, _, unit = shown.replace(",", "").partition(" ")
+        assert Settings.model_fields[name.lower()].default == int(number) * (2**20 if unit else 1), name
+
+
+def test_the_site_builds_without_a_warning_and_names_every_command_and_setting(tmp_path):
+    done = subprocess.run(
+        [shutil.which("mkdocs") or ".venv/bin/mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ".", "NO_MKDOCS_2_WARNING": "1", "LANG": "C.UTF-8"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    commands, settings = ((tmp_path / page / "index.html").read_text() for page in ("cli", "settings"))
+    assert all(f"GENARM_{name.upper()}" in settings for name in Settings.model_fields)
+    assert "genarm job submit prompts.jsonl --base" in commands
+    assert "--samples" in commands
