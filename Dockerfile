@@ -23,6 +23,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt '.[postgres,parquet,gguf]'
 
 FROM python:${PYTHON}-slim
+ARG VARIANT=cpu
+# The kernels for the CPU are compiled for the machine that they run on.
+RUN if [ "$VARIANT" = cpu ]; then \
+    apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/genarm genarm \
     && install --directory --owner=genarm --mode=700 /var/lib/genarm
 COPY --from=build /opt/genarm /opt/genarm

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from db.errors import DatasetError
 from db.submission import NewRow
 from models.errors import ModelNotAllowedError, RowError, SpecError
-from models.registry import FILE_NAME, registry_of
+from models.registry import FILE_NAME, Registry, registry_of
 from models.spec import GenerationSpec, PromptRow
 from worker.settings import Settings
 
@@ -21,19 +21,29 @@ def admit(spec: GenerationSpec, settings: Settings) -> None:
         ModelNotAllowedError: it names a model that the registry does not allow, or there is none and there must be.
         SpecError: it asks for more than the limits allow.
     """
-    registry = registry_of(settings.home)
+    registry = required_registry(settings)
     if registry is not None:
         registry.require(spec)
-    elif not (settings.is_embedded or settings.allow_any_model):
+    _require_at_most("samples", spec.samples, settings.max_samples)
+    _require_at_most("sampling.max_new_tokens", spec.sampling.max_new_tokens, settings.max_new_tokens)
+    system = len((spec.system or "").encode())
+    _require_at_most("system (in bytes)", system, settings.max_prompt_bytes)
+
+
+def required_registry(settings: Settings) -> Registry | None:
+    """The registry of the home folder; None where there is none and none is needed.
+
+    Raises:
+        ModelNotAllowedError: it cannot be read, or there is none and there must be.
+    """
+    registry = registry_of(settings.home)
+    if registry is None and not (settings.is_embedded or settings.allow_any_model):
         raise ModelNotAllowedError(
             "the database or the queue is shared, so jobs may name only models of a registry, and there is no "
             f"{settings.home / FILE_NAME}: write one, or set GENARM_ALLOW_ANY_MODEL=true where everybody who can reach "
             "the database is trusted"
         )
-    _require_at_most("samples", spec.samples, settings.max_samples)
-    _require_at_most("sampling.max_new_tokens", spec.sampling.max_new_tokens, settings.max_new_tokens)
-    system = len((spec.system or "").encode())
-    _require_at_most("system (in bytes)", system, settings.max_prompt_bytes)
+    return registry
 
 
 def _require_at_most(what: str, asked: int, most: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.errors import UnsupportedModelError
+from models.errors import RowError, UnsupportedModelError
 from models.references import resolve
 
 EVIL = b"cos\nsystem\n(S'touch /tmp/genarm-was-here'\ntR."
@@ -72,6 +72,8 @@ def test_weights_that_are_no_numbers_do_not_reach_the_results(home):
     engine.start()
     try:
         future = engine.submit(engine.load(spec), PromptRow.parse({"prompt": "hi"}, 0, spec))
-        assert future.exception(timeout=60) is not None
+        error = future.exception(timeout=60)
+        assert isinstance(error, RowError)
+        assert error.code == "not_finite"
     finally:
         engine.stop()

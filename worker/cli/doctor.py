@@ -45,7 +45,7 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
         genarm doctor
     """
     settings = Settings()
-    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _device, _extras]
+    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _models, _device, _extras]
     findings = [check(settings) for check in checks]
     for finding in findings if as_json else []:
         console.out_json(asdict(finding))
@@ -81,6 +81,19 @@ def _broker(settings: Settings) -> Finding:
         return Finding("redis", True, f"answers; {queue_length(make_app(settings))} messages wait")
     except ServiceError as error:
         return Finding("redis", False, str(error))
+
+
+def _models(settings: Settings) -> Finding:
+    from models.errors import ModelsError
+    from worker.admission import required_registry
+
+    try:
+        registry = required_registry(settings)
+    except ModelsError as error:
+        return Finding("models", False, str(error))
+    if registry is None:
+        return Finding("models", True, "any: there is no models.toml")
+    return Finding("models", True, f"{registry.file}: {', '.join(sorted(registry.models))}")
 
 
 def _device(settings: Settings) -> Finding:
