@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Queue
 
-from worker import logs, tasks, transport
+from worker import logs, tasks, tracing, transport
 from worker.embedded import redis_server
 from worker.endpoint import endpoint
 from worker.engines import EngineFactory, make_engine
@@ -85,9 +85,11 @@ def run_worker(
         RedisStartError: the embedded redis-server does not start.
         SchemaOutdatedError: the database's schema is of another version. While it does not answer, the worker waits.
         EndpointError: the metrics port is taken.
+        TracingError: traces are wanted, and OpenTelemetry is not installed.
         click.UsageError: an option that Celery does not know.
     """
     with redis_server(settings):
+        tracing.set_up(settings)
         app = make_app(settings, engine_factory)
         app.service.prepare()
         workers: list[Any] = []

@@ -19,3 +19,7 @@ class WorkerDiedError(ServiceError):
 
 class EndpointError(ServiceError):
     """The port for metrics and health cannot be used, or nothing healthy answers there."""
+
+
+class TracingError(ServiceError):
+    """Traces are wanted, and OpenTelemetry is not installed."""

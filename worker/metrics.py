@@ -112,8 +112,7 @@ def _engine_metrics(stats: Any, max_running: int) -> Iterable[Any]:
     yield _gauge("genarm_num_requests_running", "Sequences that the engine generates now.", stats.running)
     yield _gauge("genarm_num_requests_waiting", "Sequences that wait for room in the engine.", stats.waiting)
     yield _gauge("genarm_batch_occupancy", "Running sequences over the most that may run.", stats.running / max_running)
-    if (usage := getattr(stats, "kv_cache_usage", None)) is not None:
-        yield _gauge("genarm_kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", usage)
+    yield _gauge("genarm_kv_cache_usage_perc", "Share of the fullest KV cache in use, 0 to 1.", stats.kv_cache_usage)
     for name, text, value in (
         ("genarm_num_preemptions", "Sequences that lost their KV cache and were computed again.", stats.preemptions),
         ("genarm_engine_steps", "Steps of the engine.", stats.steps),

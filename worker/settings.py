@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     )
     metrics_host: str = Field("127.0.0.1", description="Address that the port listens on; 0.0.0.0: all.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severity to log.")
+    tracing: bool = Field(
+        False, description="Send a trace per shard to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names."
+    )
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON objects.")
 
     @field_validator("home")

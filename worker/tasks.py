@@ -28,7 +28,7 @@ from models.errors import (
     UnsupportedModelError,
 )
 from models.spec import PromptRow
-from worker import logs, metrics
+from worker import logs, metrics, tracing
 from worker.admission import admit_row
 from worker.engines import LoadedJob
 from worker.heartbeats import Ending
@@ -93,8 +93,12 @@ def _run_leased(service: Service, lease: Lease) -> None:
     run = ShardRun(service, lease)
     service.heartbeats.add(run)
     try:
-        with logs.about(job=lease.job_id, shard=lease.shard_id):
+        with (
+            logs.about(job=lease.job_id, shard=lease.shard_id),
+            tracing.span("shard", job=lease.job_id, shard=lease.shard_id, attempt=lease.attempt) as found,
+        ):
             run.run()
+            found |= {"rows": run.rows, "tokens": run.tokens}
     except DatabaseUnreachableError:
         log.warning("shard %d: the database is away at the end; others take it when its lease runs out", lease.shard_id)
     except Exception:
@@ -119,6 +123,16 @@ class ShardRun:
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._kept: list[Future[bool]] = []
         self._tokens = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that were handed to the writer."""
+        return len(self._kept)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of their completions."""
+        return self._tokens
 
     def end(self, why: Ending) -> None:
         """Stop early: rows that are not finished leave the engine. Called from any thread."""

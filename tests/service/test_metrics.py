@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
 import db.jobs
@@ -17,13 +19,19 @@ import db.shards
 from db.shards import RowOutcome
 from tests.service.fake_engine import BREAK, HOLD, REFUSE, completions
 from tests.service.test_shards import shard_ids_of
-from worker import metrics
+from worker import metrics, tracing
 from worker.endpoint import endpoint
-from worker.errors import EndpointError
+from worker.errors import EndpointError, TracingError
 from worker.health import Health
 from worker.tasks import _new_completion
 
 DASHBOARD = Path("monitoring/grafana-dashboard.json")
+ENGINE_METRICS = {
+    "genarm_num_requests_running", "genarm_num_requests_waiting", "genarm_batch_occupancy",
+    "genarm_kv_cache_usage_perc", "genarm_num_preemptions_total", "genarm_engine_steps_total",
+    "genarm_engine_generated_tokens_total",
+}  # fmt: skip
+"""Of the real engine; the fake one has no figures."""
 
 
 @pytest.fixture
@@ -149,14 +157,27 @@ def test_every_metric_of_the_dashboard_exists_and_every_metric_is_documented(
     run_shards(*shard_ids_of(ledger))
     with endpoint(service, settings.model_copy(update={"metrics_port": 0})) as port:
         exposed = {sample.name for f in text_string_to_metric_families(scrape(port)) for sample in f.samples}
-    conditional = {
-        "genarm_num_requests_running", "genarm_num_requests_waiting", "genarm_batch_occupancy",
-        "genarm_kv_cache_usage_perc", "genarm_num_preemptions_total", "genarm_engine_steps_total",
-        "genarm_engine_generated_tokens_total",
-    }  # fmt: skip
     wanted = set(re.findall(r"genarm_\w+", DASHBOARD.read_text()))
-    assert wanted <= exposed | conditional
+    assert wanted <= exposed | ENGINE_METRICS
     described = set(re.findall(r"`(genarm_\w+)`", Path("docs/metrics.md").read_text()))
-    ours = {name for name in exposed | conditional if name.startswith("genarm_")}
+    ours = {name for name in exposed | ENGINE_METRICS if name.startswith("genarm_")}
     stems = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in ours}
     assert stems == described
+
+
+def test_a_shard_leaves_a_span_where_tracing_is_on(service, settings, submit, run_shards, ledger, monkeypatch):
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr(tracing, "_tracer", None)
+    tracing.set_up(settings.model_copy(update={"tracing": True}), exporter)
+    job_id = submit("one", "three", REFUSE, shard_rows=8)
+    run_shards(*shard_ids_of(ledger))
+    tracing._tracer.span_processor.force_flush()
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.attributes["job"]) == ("shard", job_id)
+    assert (span.attributes["rows"], span.attributes["tokens"]) == (3, 8)
+
+
+def test_tracing_without_opentelemetry_names_the_remedy(settings, monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(TracingError, match=r"genarm\[tracing\]"):
+        tracing.set_up(settings.model_copy(update={"tracing": True}))
