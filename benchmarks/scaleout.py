@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import db.jobs
+import db.publishing
 import db.shards
 from db.jobs import NewJob, NewRow
 from db.migrations import runner
@@ -95,7 +96,7 @@ def measure(ledger: Ledger, shard_rows: int) -> dict[str, float]:
 
 def publish(ledger: Ledger) -> list[Any]:
     """Mark one shard as published, as happens when another ends."""
-    return db.shards.due(ledger, window=1, republish_after_seconds=1e9)
+    return db.publishing.due(ledger, window=1, republish_after_seconds=1e9)
 
 
 def completion() -> NewCompletion:
