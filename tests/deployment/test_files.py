@@ -92,6 +92,13 @@ def test_nothing_is_published_beyond_this_machine_and_the_backends_have_no_way_o
         assert files["services"][name]["networks"] == ["ledger"]
 
 
+def test_redis_evicts_nothing_and_wants_a_password(files):
+    command = files["services"]["redis"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--requirepass"] == PASSWORDS["REDIS_PASSWORD"]
+
+
 def test_our_containers_have_no_rights_and_limits(files):
     worker = files["services"]["worker"]
     assert worker["cap_drop"] == ["ALL"]

@@ -5,7 +5,7 @@ import json
 import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import db.jobs
@@ -82,6 +82,8 @@ def test_submissions(invoke, monkeypatch, home, options):
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 @inputs(0.0085)
 @given(content=files)
+@example(content=b'{"prompt": 1e999}')
+@example(content=b'{"\\r": null}')
 def test_datasets_are_stored_whole_or_not_at_all(ledger, tmp_path_factory, suffix, content):
     count()
     path = tmp_path_factory.getbasetemp() / f"rows.{suffix}"
