@@ -27,7 +27,7 @@ from typing import Any
 import psycopg
 
 import db.jobs
-from db.datasets import Columns, open_dataset
+from db.datasets import DatasetSource, open_dataset
 from db.jobs import JobProgress, NewJob, NewRow
 from db.migrations import runner
 from db.session import Ledger, connect
@@ -250,7 +250,7 @@ def submit_only(dataset: str) -> None:
     ledger = connect(settings.effective_database_url)
     started = time.perf_counter()
     job = NewJob(spec={"base": "instant"}, samples=1, shard_rows=settings.shard_rows)
-    job_id = db.jobs.submit(ledger, job, open_dataset(dataset, Columns())).id
+    job_id = db.jobs.submit(ledger, job, open_dataset(DatasetSource(str(dataset)))).id
     announce(ledger, settings)
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

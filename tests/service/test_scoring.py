@@ -44,7 +44,7 @@ def score(settings, ledger):
         left = shard_ids(ledger, job)  # before the service's rescuer publishes them
         app = make_app(settings, engine)
         apps.append(app)
-        app.service.await_ledger()
+        app.service.prepare()
         app.service.start()
         for shard_id in left:
             run_shard(app.service, shard_id)
