@@ -168,7 +168,7 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
             ignore_mismatched_sizes=True,  # they are refused below, in words of ours
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:  # a quantised one needs its library
         raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({first_line(error)})") from None
     _require_all_weights(found, ref)
     if not getattr(model, "_supports_attention_backend", False):

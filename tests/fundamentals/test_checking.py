@@ -239,3 +239,9 @@ def test_cuda_where_there_is_none() -> None:
     with pytest.raises(SpecError, match="no CUDA device"):
         Placement.choose("cuda", "auto")
     assert Placement.choose("auto", "float32") == Placement(torch.device("cpu"), torch.float32)
+
+
+def test_a_quantised_model_names_the_library_that_it_needs(base: Path, load: Any, edit: Any) -> None:
+    edit(base / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with pytest.raises(UnsupportedModelError, match="bitsandbytes"):
+        load(base)
