@@ -15,7 +15,7 @@ from models.native.attention import NativeCache
 from models.native.kernels import Kernels
 from models.native.modules import use_kernels
 from models.packing import pack
-from models.sequence import Chunk, Stream
+from models.sequence import Chunk
 
 
 class Backbone:
@@ -84,18 +84,18 @@ class Backbone:
         logits: Tensor = out.logits[0]
         return logits
 
-    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Stream]]:
+    def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Chunk]]:
         """Run the next tokens of some streams, whose block tables have room for them.
 
         Returns:
-            Logits [m, rows of the LM head] in the model's dtype, and the m streams that they belong to, in order: those
-            whose chunk wants logits.
+            Logits [m, rows of the LM head] in the model's dtype, and the chunks that they belong to, in order: as many
+            rows as each chunk wants.
         """
         packed = pack(chunks)
         self._segments.tokens = packed.adapters
-        keep = torch.tensor(packed.last_tokens, dtype=torch.int64)  # may be empty
+        keep = torch.tensor(packed.wanted_tokens, dtype=torch.int64)  # may be empty
         ids, positions = torch.from_numpy(packed.ids), torch.from_numpy(packed.positions)
         logits = self._run_model(ids, positions, keep, self._cache.step(packed))
         for chunk in chunks:
             chunk.stream.cached += chunk.count
-        return logits, packed.streams
+        return logits, packed.wanting

@@ -13,6 +13,7 @@ from models.completion import Completion, FinishReason
 from models.errors import RowError, first_line
 from models.guided import GuidedModel
 from models.scheduler import Plan, Scheduler
+from models.scoring import ResponseRow, ScoredResponse, ScoredSequence
 from models.sequence import Sequence
 from models.spec import GenerationSpec, PromptRow
 from models.step import Drawn, StepLogits, draw_tokens
@@ -69,11 +70,24 @@ class EngineRequest:
     finished: list[Completion] = field(default_factory=list)
 
 
-class Engine:
-    """Generates rows of any number of jobs with base models guided by ARMs.
+@dataclass(eq=False)
+class ScoreRequest:
+    """One response to score."""
 
-    `submit` may be called from any thread. With `start`, a thread runs the steps; without, the caller may call `step`
-    itself (tests do).
+    guided: GuidedModel
+    future: Future[ScoredResponse]
+    sequences: list[ScoredSequence] = field(default_factory=list)
+    """One."""
+
+
+AnyRequest = EngineRequest | ScoreRequest
+
+
+class Engine:
+    """Generates rows of any number of jobs with base models guided by ARMs, and scores responses.
+
+    `submit` and `score` may be called from any thread. With `start`, a thread runs the steps; without, the caller may
+    call `step` itself (tests do).
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -88,8 +102,8 @@ class Engine:
         )
         self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
-        self._arrived: deque[EngineRequest] = deque()
-        self._requests: set[EngineRequest] = set()
+        self._arrived: deque[AnyRequest] = deque()
+        self._requests: set[AnyRequest] = set()
         self._wakeup = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -128,14 +142,32 @@ class Engine:
             request.sequences = guided.sequences(row, request)
         except Exception as error:
             future.set_exception(error)
-            return future
+        else:
+            self._enqueue(request)
+        return future
+
+    def score(self, guided: GuidedModel, row: ResponseRow) -> Future[ScoredResponse]:
+        """Queue a response; the future gives the log-probabilities of its tokens by every model.
+
+        It runs as a prompt does: many tokens in one step. Cancelling and failing are as for `submit`.
+        """
+        future: Future[ScoredResponse] = Future()
+        request = ScoreRequest(guided, future)
+        try:
+            request.sequences = [guided.scored_sequence(row, request)]
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            self._enqueue(request)
+        return future
+
+    def _enqueue(self, request: AnyRequest) -> None:
         with self._wakeup:
             if self._stopping:
-                future.cancel()
+                request.future.cancel()
             else:
                 self._arrived.append(request)
                 self._wakeup.notify()
-        return future
 
     def stats(self) -> EngineStats:
         """The engine's gauges and counters, as of the last step."""
@@ -170,6 +202,7 @@ class Engine:
             self._recover(error)
         else:
             self._collect(drawn)
+            self._collect_scored(plan.scored)
         self._steps += 1
         return True
 
@@ -203,7 +236,7 @@ class Engine:
         for request in [request for request in self._requests if request.future.cancelled()]:
             self._drop(request)
 
-    def _drop(self, request: EngineRequest) -> None:
+    def _drop(self, request: AnyRequest) -> None:
         self._scheduler.remove(request.sequences)
         self._requests.discard(request)
 
@@ -226,6 +259,17 @@ class Engine:
                 self._requests.discard(request)
                 _resolve(request)
 
+    def _collect_scored(self, scored: list[ScoredSequence]) -> None:
+        for sequence in scored:
+            request: ScoreRequest = sequence.request
+            if not sequence.is_finite:
+                self._fail(request, RowError("not_finite", NOT_FINITE))
+                continue
+            self._drop(request)
+            self._prompt_tokens += sequence.streams[0].prompt_tokens
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_result(sequence.scored([arm.name for arm in request.guided.spec.arms]))
+
     def _fail_all(self, error: Exception | None) -> None:
         self._take_arrivals()
         for request in list(self._requests):
@@ -235,7 +279,7 @@ class Engine:
                 self._drop(request)
                 request.future.cancel()
 
-    def _fail(self, request: EngineRequest, error: Exception) -> None:
+    def _fail(self, request: AnyRequest, error: Exception) -> None:
         self._drop(request)
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)

@@ -1,5 +1,6 @@
 """A base with its ARMs, loaded: what a job's rows are generated with."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from models.backbone import Backbone
 from models.errors import RowError
 from models.loading import Description
 from models.rendering import Renderer
+from models.scoring import ResponseRow, ScoredSequence, ScoredStream
 from models.sequence import Sequence, Stream
 from models.spec import GenerationSpec, PromptRow
 from models.vocabulary import shared_ids
@@ -88,12 +90,14 @@ class GuidedModel:
             RowError: `invalid_prompt`, or `prompt_too_long` where the prompt and the new tokens do not fit the context,
                 or the KV cache, of one of the models.
         """
-        spec = self.spec
-        prompts = [model.renderer.prompt_ids(row, system=spec.system, raw=spec.raw) for model in self.models]
+        prompts, new_tokens = self._prompts(row), row.sampling.max_new_tokens
         for model, prompt in zip(self.models, prompts, strict=True):
-            _require_room(model, len(prompt), row.sampling.max_new_tokens)
-        self._require_memory([len(prompt) for prompt in prompts], row.sampling.max_new_tokens)
-        weights = [row.weights[arm.name] for arm in spec.arms]
+            _require_room(model, len(prompt), new_tokens, f"max_new_tokens {new_tokens}")
+        _require_memory(
+            ((model.backbone, len(prompt) + new_tokens) for model, prompt in zip(self.models, prompts, strict=True)),
+            "shorten the prompt, lower max_new_tokens",
+        )
+        weights = [row.weights[arm.name] for arm in self.spec.arms]
         return [
             Sequence(
                 request=request,
@@ -107,29 +111,72 @@ class GuidedModel:
                 ],
                 token_rewards=[[] for _ in self.arms],
             )
-            for sample in range(spec.samples)
+            for sample in range(self.spec.samples)
         ]
 
-    def _require_memory(self, prompt_tokens: list[int], new_tokens: int) -> None:
-        needed: dict[Backbone, int] = {}
-        for model, tokens in zip(self.models, prompt_tokens, strict=True):
-            blocks = model.backbone.pool.blocks_for(tokens + new_tokens)
-            needed[model.backbone] = needed.get(model.backbone, 0) + blocks
-        for backbone, blocks in needed.items():
-            if blocks > backbone.pool.count:
+    def scored_sequence(self, row: ResponseRow, request: object) -> ScoredSequence:
+        """The sequence that scores a row's response.
+
+        Raises:
+            RowError: `invalid_response`: it has no token, or one that a model lacks; else as `sequences`.
+        """
+        prompts, response = self._prompts(row.prompt), self._response(row)
+        streams: dict[object, ScoredStream] = {}
+        keys = []
+        for model, prompt in zip(self.models, prompts, strict=True):
+            _require_room(model, len(prompt), len(response), f"{len(response)} response tokens")
+            key = (model.backbone, model.adapter, tuple(prompt))
+            keys.append(key)
+            streams[key] = ScoredStream(
+                model.backbone, model.adapter, prompt + response[:-1], len(prompt), model=model, response=response
+            )
+        _require_memory(
+            ((stream.backbone, len(stream.tokens)) for stream in streams.values()),
+            "shorten the prompt or the response",
+        )
+        return ScoredSequence(request, list(streams.values()), [list(streams).index(key) for key in keys])
+
+    def _prompts(self, row: PromptRow) -> list[list[int]]:
+        spec = self.spec
+        return [model.renderer.prompt_ids(row, system=spec.system, raw=spec.raw) for model in self.models]
+
+    def _response(self, row: ResponseRow) -> list[int]:
+        """The tokens of a response, which all models have."""
+        renderer, known = self.base.renderer, self.base.description.vocabulary.tokens
+        tokens = list(row.tokens or ())
+        if not tokens or any(token not in known for token in tokens) or renderer.text(tokens) != row.response:
+            tokens = renderer.response_ids(
+                row.prompt, row.response, system=self.spec.system, raw=self.spec.raw, is_closed=row.is_closed
+            )
+        if not tokens:
+            raise RowError("invalid_response", "`response` is empty, and not closed by an end-of-sequence token")
+        for model in self.models:
+            if lacking := [token for token in tokens if token not in model.description.vocabulary.tokens]:
                 raise RowError(
-                    "prompt_too_long",
-                    f"the row needs a KV cache of {blocks * backbone.pool.block_size} tokens for {backbone.ref!r}, and "
-                    f"there is one of {backbone.pool.count * backbone.pool.block_size}; shorten the prompt, lower "
-                    "max_new_tokens or raise GENARM_KV_CACHE_BYTES",
+                    "invalid_response", f"token {lacking[0]} of the response is none of model {model.renderer.name!r}"
                 )
+        return tokens
 
 
-def _require_room(model: LoadedModel, prompt_tokens: int, new_tokens: int) -> None:
+def _require_memory(needs: Iterable[tuple[Backbone, int]], remedy: str) -> None:
+    """Check that the KV caches could hold a row alone: so many tokens for each of its streams."""
+    needed: dict[Backbone, int] = {}
+    for backbone, tokens in needs:
+        needed[backbone] = needed.get(backbone, 0) + backbone.pool.blocks_for(tokens)
+    for backbone, blocks in needed.items():
+        if blocks > backbone.pool.count:
+            raise RowError(
+                "prompt_too_long",
+                f"the row needs a KV cache of {blocks * backbone.pool.block_size} tokens for {backbone.ref!r}, and "
+                f"there is one of {backbone.pool.count * backbone.pool.block_size}; {remedy} or raise "
+                "GENARM_KV_CACHE_BYTES",
+            )
+
+
+def _require_room(model: LoadedModel, prompt_tokens: int, new_tokens: int, what: str) -> None:
     context = model.description.context_tokens
     if prompt_tokens + new_tokens > context:
         raise RowError(
             "prompt_too_long",
-            f"{prompt_tokens} prompt tokens and max_new_tokens {new_tokens} exceed the context of "
-            f"{model.renderer.name!r}, {context} tokens",
+            f"{prompt_tokens} prompt tokens and {what} exceed the context of {model.renderer.name!r}, {context} tokens",
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.sequence import Chunk, Stream
+from models.sequence import Chunk
 
 Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
@@ -21,10 +21,10 @@ class PackedStep:
     """[tokens]."""
     positions: Integers
     """[tokens]."""
-    last_tokens: list[int]
+    wanted_tokens: list[int]
     """Where the logits are wanted."""
-    streams: list[Stream]
-    """Whose logits these are, in the same order."""
+    wanting: list[Chunk]
+    """Whose logits these are, in the same order, as many as each wants."""
     adapters: list[tuple[str, slice]]
     """The rows of each adapter; rows without one are left out."""
 
@@ -35,8 +35,8 @@ def pack(chunks: Sequence[Chunk]) -> PackedStep:
     ids: list[int] = []
     positions: list[int] = []
     starts: list[int] = []
-    last_tokens: list[int] = []
-    streams: list[Stream] = []
+    wanted_tokens: list[int] = []
+    wanting: list[Chunk] = []
     adapters: list[tuple[str, slice]] = []
     for chunk in order:
         stream, first = chunk.stream, chunk.stream.cached
@@ -44,15 +44,15 @@ def pack(chunks: Sequence[Chunk]) -> PackedStep:
         starts.append(start)
         ids.extend(stream.tokens[first : first + chunk.count])
         positions.extend(range(first, first + chunk.count))
-        if chunk.wants_logits:
-            last_tokens.append(end - 1)
-            streams.append(stream)
+        if chunk.wants:
+            wanted_tokens.extend(range(end - chunk.wants, end))
+            wanting.append(chunk)
         if stream.adapter is not None:
             if adapters and adapters[-1][0] == stream.adapter:
                 start = adapters.pop()[1].start
             adapters.append((stream.adapter, slice(start, end)))
     return PackedStep(
-        order, starts, np.array(ids, np.int64), np.array(positions, np.int64), last_tokens, streams, adapters
+        order, starts, np.array(ids, np.int64), np.array(positions, np.int64), wanted_tokens, wanting, adapters
     )
 
 

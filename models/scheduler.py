@@ -5,28 +5,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from models.scoring import ScoredSequence
 from models.sequence import Chunk, Sequence, Stream
 
 FEWEST_PREFILL_TOKENS = 64
 """A step beside many decodes runs at least so many prompt tokens, so that long prompts get on."""
 
+AnySequence = Sequence | ScoredSequence
+
 
 @dataclass
 class Plan:
-    """One step: what each backbone runs, and which sequences draw a token after it."""
+    """One step: what each backbone runs, which sequences draw a token after it, and which are scored by it."""
 
     chunks: dict[Any, list[Chunk]] = field(default_factory=dict)
     """By backbone."""
     ready: list[Sequence] = field(default_factory=list)
+    scored: list[ScoredSequence] = field(default_factory=list)
 
 
 class Scheduler:
     """Decides each step's work, oldest sequence first.
 
     The streams of a sequence advance in lockstep: the last token of each prompt waits until the prompts of all its
-    models can end in the same step. A sequence is admitted when the caches have room for all that it has so far; when
-    a cache is full later, the youngest running sequence gives its blocks back and is computed again, with the same
-    outcome, since its draws depend on (seed, row, sample, position) alone.
+    models can end in the same step. Those of a sequence that is scored run as prompts do, each at its own pace.
+
+    A sequence is admitted when the caches have room for all that it has so far; when a cache is full later, the
+    youngest running sequence gives its blocks back and is computed again, with the same outcome, since its draws depend
+    on (seed, row, sample, position) alone.
 
     A stream whose next block is already in the cache, because another stream of the same model began with the same
     tokens, shares it. That other stream may run those tokens in this very step: in each layer, all keys and values of a
@@ -41,15 +47,15 @@ class Scheduler:
     def __init__(self, max_running: int, prefill_tokens: int) -> None:
         self.max_running = max_running
         self.prefill_tokens = prefill_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting: deque[AnySequence] = deque()
+        self.running: list[AnySequence] = []
         self.preemptions = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: AnySequence) -> None:
         """Queue a sequence."""
         self.waiting.append(sequence)
 
-    def remove(self, gone: Iterable[Sequence]) -> None:
+    def remove(self, gone: Iterable[AnySequence]) -> None:
         """Forget sequences that finished or were cancelled, and free their blocks."""
         gone = set(gone)
         if not gone:
@@ -93,29 +99,32 @@ class Scheduler:
             return self.prefill_tokens
         return min(self.prefill_tokens, max(FEWEST_PREFILL_TOKENS, 2 * decodes))
 
-    def _has_memory_for(self, sequence: Sequence) -> bool:
+    def _has_memory_for(self, sequence: AnySequence) -> bool:
         """Whether a new sequence leaves each running one the blocks that its prompt still needs, and one to grow."""
         needed = _missing_blocks(
             (stream, len(stream.tokens)) for one in (*self.running, sequence) for stream in one.streams
         )
         return all(pool.free >= blocks + len(self.running) for pool, blocks in needed.items())
 
-    def _advance(self, sequence: Sequence, plan: Plan, budgets: "_Budgets") -> None:
+    def _advance(self, sequence: AnySequence, plan: Plan, budgets: "_Budgets") -> None:
         """Plan a sequence's next tokens, if memory allows."""
         for stream in sequence.streams:
             _share(stream)
         counts = budgets.counts(sequence)
         if not self._make_room(sequence, counts):
             return
-        is_ready = all(count == stream.pending for stream, count in zip(sequence.streams, counts, strict=True))
+        is_at_end = all(count == stream.pending for stream, count in zip(sequence.streams, counts, strict=True))
         for stream, count in zip(sequence.streams, counts, strict=True):
             if count:
                 _take(stream, count)
-                plan.chunks.setdefault(stream.backbone, []).append(Chunk(stream, count, wants_logits=is_ready))
-        if is_ready:
-            plan.ready.append(sequence)
+                plan.chunks.setdefault(stream.backbone, []).append(stream.next_chunk(count))
+        if is_at_end:
+            if isinstance(sequence, ScoredSequence):
+                plan.scored.append(sequence)
+            else:
+                plan.ready.append(sequence)
 
-    def _make_room(self, sequence: Sequence, counts: list[int]) -> bool:
+    def _make_room(self, sequence: AnySequence, counts: list[int]) -> bool:
         """Free blocks for a sequence by preempting the youngest; False when that was the sequence itself."""
         while not _has_room(sequence, counts):
             youngest = self.running.pop()
@@ -134,30 +143,32 @@ class _Budgets:
         self._tokens = tokens
         self._left: dict[Any, int] = {}
 
-    def has_left(self, sequence: Sequence) -> bool:
+    def has_left(self, sequence: AnySequence) -> bool:
         """Whether a new sequence could begin."""
         return all(self._left.get(stream.backbone, self._tokens) > 0 for stream in sequence.streams)
 
-    def counts(self, sequence: Sequence) -> list[int]:
-        """How many tokens each stream runs: within the budget all but the last, and that one in all streams or none."""
+    def counts(self, sequence: AnySequence) -> list[int]:
+        """How many tokens each stream runs within the budget; the last before a draw in all or none, and free."""
+        last = 0 if isinstance(sequence, ScoredSequence) else 1
         counts = []
         for stream in sequence.streams:
             left = self._left.get(stream.backbone, self._tokens)
-            count = min(stream.pending - 1, left)
+            count = min(stream.pending - last, left)
             self._left[stream.backbone] = left - count
             counts.append(count)
-        if all(count == stream.pending - 1 for stream, count in zip(sequence.streams, counts, strict=True)):
-            counts = [count + 1 for count in counts]
+        if all(count == stream.pending - last for stream, count in zip(sequence.streams, counts, strict=True)):
+            counts = [count + last for count in counts]
         return counts
 
 
 def _share(stream: Stream) -> None:
-    """Take the blocks that hold the stream's next tokens already, but for its last token, whose logits are wanted."""
+    """Take the blocks that hold the stream's next tokens already, up to the first whose logits are wanted."""
     pool = stream.backbone.pool
-    while stream.cached == len(stream.blocks) * pool.block_size and stream.pending > pool.block_size:
-        if not pool.share(stream.blocks, stream.digest(len(stream.blocks), pool.block_size)):
+    size = pool.block_size
+    while stream.cached == len(stream.blocks) * size and stream.cached + size <= stream.first_wanted:
+        if not pool.share(stream.blocks, stream.digest(len(stream.blocks), size)):
             return
-        stream.cached += pool.block_size
+        stream.cached += size
 
 
 def _take(stream: Stream, count: int) -> None:
@@ -177,12 +188,12 @@ def _missing_blocks(needs: Iterable[tuple[Stream, int]]) -> dict[Any, int]:
     return missing
 
 
-def _has_room(sequence: Sequence, counts: list[int]) -> bool:
+def _has_room(sequence: AnySequence, counts: list[int]) -> bool:
     needs = ((stream, stream.cached + count) for stream, count in zip(sequence.streams, counts, strict=True))
     return all(pool.free >= blocks for pool, blocks in _missing_blocks(needs).items())
 
 
-def _release(sequence: Sequence) -> None:
+def _release(sequence: AnySequence) -> None:
     for stream in sequence.streams:
         stream.backbone.pool.release(stream.blocks)
         stream.cached = 0

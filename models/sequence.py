@@ -46,6 +46,15 @@ class Stream:
         """Tokens that have not been run; the last one's logits give the next token."""
         return len(self.tokens) - self.cached
 
+    @property
+    def first_wanted(self) -> int:
+        """Index of the first token whose logits are wanted; so are those of all tokens behind it."""
+        return len(self.tokens) - 1
+
+    def next_chunk(self, count: int) -> "Chunk":
+        """Its next `count` tokens, at least one."""
+        return Chunk(self, count, min(count, max(0, self.cached + count - self.first_wanted)))
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -53,8 +62,8 @@ class Chunk:
 
     stream: Stream
     count: int
-    wants_logits: bool
-    """Whether the logits after the chunk's last token are wanted."""
+    wants: int
+    """After how many of its last tokens the logits are wanted."""
 
 
 @dataclass(eq=False)

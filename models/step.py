@@ -1,5 +1,6 @@
 """One step's arithmetic: from the backbones' logits to drawn tokens, log-probabilities and rewards."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from models.guidance import ArmLogits, guided_scores, logprobs_of
 from models.guided import GuidedModel, LoadedModel
 from models.native.kernels import Kernels, RowSampling
 from models.sampling import draw, uniform
+from models.scoring import ScoredStream
 from models.sequence import Chunk, Stream
 from models.sequence import Sequence as Sample
 
@@ -30,18 +32,24 @@ class Drawn:
 
 
 class StepLogits:
-    """The logits of one step, by stream."""
+    """The logits of one step from which tokens are drawn, by stream."""
 
     def __init__(self) -> None:
         self._logits: list[Tensor] = []
         self._places: dict[int, tuple[int, int]] = {}
 
     def run(self, backbone: Backbone, chunks: Sequence[Chunk]) -> None:
-        """Run a backbone's chunks and keep the logits that they want."""
-        logits, streams = backbone.run(chunks)
-        for row, stream in enumerate(streams):
-            self._places[id(stream)] = (len(self._logits), row)
-        self._logits.append(logits)
+        """Run a backbone's chunks and keep the logits to draw from; those of scored streams are reduced at once."""
+        logits, wanting = backbone.run(chunks)
+        row, drawn = 0, list[int]()
+        for chunk in wanting:
+            if isinstance(chunk.stream, ScoredStream):
+                _score(chunk.stream, logits[row : row + chunk.wants])
+            else:
+                self._places[id(chunk.stream)] = (len(self._logits), len(drawn))
+                drawn.append(row)
+            row += chunk.wants
+        self._logits.append(logits if len(drawn) == row else logits[drawn])
 
     def of(self, model: LoadedModel, streams: Sequence[Stream]) -> Tensor:
         """The real logits of streams of one model, float32 [len(streams), size of its vocabulary]."""
@@ -59,6 +67,22 @@ class StepLogits:
     def _rows(self, streams: Sequence[Stream]) -> tuple[Tensor, list[int]]:
         places = [self._places[id(stream)] for stream in streams]
         return self._logits[places[0][0]], [row for _, row in places]  # the streams of one model run on one backbone
+
+
+def _score(stream: ScoredStream, logits: Tensor) -> None:
+    """Keep the log-probabilities of the response's tokens that a scored stream's last tokens predict.
+
+    Args:
+        logits: after these tokens, [n, rows of the LM head].
+    """
+    places = stream.places(len(logits))
+    tokens, real = stream.response[places], stream.model.real_logits(logits)
+    kernels = stream.backbone.kernels
+    if kernels is not None:
+        logprobs = kernels.score(real, tokens)
+    else:
+        logprobs = logprobs_of(real, torch.tensor(tokens, device=real.device)).tolist()
+    stream.logprobs[places] = array("d", logprobs)
 
 
 def draw_tokens(ready: Iterable[tuple[GuidedModel, Sample]], logits: StepLogits) -> list[Drawn]:

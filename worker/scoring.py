@@ -2,59 +2,18 @@
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from db.outcomes import NewCompletion
-from models.errors import RowError, UnsupportedModelError
-from models.spec import GenerationSpec, PromptRow
+from models.errors import UnsupportedModelError
+from models.scoring import ResponseRow, ScoredResponse
+from models.spec import GenerationSpec
 
 if TYPE_CHECKING:
     from models.guided import GuidedModel
 
 KIND = "score"
 """Of such a job; its spec is a GenerationSpec whose sampling is not used."""
-
-
-@dataclass(frozen=True)
-class ResponseRow:
-    """A row to score."""
-
-    prompt: PromptRow
-    response: str
-    tokens: tuple[int, ...] | None
-    """Ids that came with the row, as `genarm run` writes them. They count where they spell the response; else it is
-    tokenised anew and closed by the end-of-sequence token."""
-
-    @classmethod
-    def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> "ResponseRow":
-        """Validate a row against its job's spec.
-
-        Raises:
-            RowError: `invalid_response`, or as PromptRow.parse.
-        """
-        response, tokens = row.get("response"), row.get("tokens")
-        if not isinstance(response, str):
-            what = "the row has no `response`" if response is None else "`response` must be text"
-            raise RowError("invalid_response", what)
-        prompt = PromptRow.parse({**row, "sampling": None, "weights": None}, index, spec)
-        return cls(prompt, response, tuple(tokens) if isinstance(tokens, list) and _are_ids(tokens) else None)
-
-
-def _are_ids(tokens: list[Any]) -> bool:
-    return bool(tokens) and all(type(token) is int and token >= 0 for token in tokens)
-
-
-@dataclass(frozen=True)
-class ScoredResponse:
-    """What scoring gives for one response; the lists have an entry per token, the closing end-of-sequence included."""
-
-    tokens: list[int]
-    base_logprobs: list[float]
-    """log π_base of each token."""
-    token_rewards: dict[str, list[float]]
-    """By ARM: log π_r of each token."""
-    prompt_tokens: int
 
 
 @runtime_checkable

@@ -107,6 +107,7 @@ class Kernels:
         loaded.silu_mul.argtypes = [pointer] * 3 + [size, c_int]
         loaded.attend.argtypes = [POINTER(_Step), c_int]
         loaded.draw.argtypes = [POINTER(_Draws), c_int]
+        loaded.score.argtypes = [pointer, size, size, pointer, size, pointer, c_int]
 
     def pack(self, weight: Tensor) -> PackedWeight:
         """Pack a weight [features, inner]."""
@@ -245,3 +246,18 @@ class Kernels:
         )  # fmt: skip
         self._library.draw(byref(draws), threads)
         return tokens.tolist(), logprobs.tolist()
+
+    def score(self, logits: Tensor, tokens: Sequence[int]) -> list[float]:
+        """Log-softmax of each row at one token.
+
+        Args:
+            logits: float32 [rows, size], the last dimension dense.
+            tokens: [rows].
+        """
+        rows, size = logits.shape
+        token_array, logprobs = np.array(tokens, dtype=np.int64), np.empty(rows, np.float64)
+        self._library.score(
+            logits.data_ptr(), logits.stride(0), size, token_array.ctypes.data, rows, logprobs.ctypes.data,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return logprobs.tolist()

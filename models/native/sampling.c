@@ -1,4 +1,4 @@
-/* The combined distribution of GenARM, and a draw from it, in one pass over the logits of a row.
+/* The combined distribution of GenARM, and a draw from it, in one pass over the logits of a row; and scores of given tokens.
  *
  * log π(y) = −log Z + log π_base(y) + Σ_i w_i · log π_r,i(y); every log-softmax subtracts a constant from its row, so logits
  * are added, and only reported values are normalised. Logits are float32 in both builds of the library.
@@ -211,4 +211,11 @@ void draw(const Draws *d, int threads) {
             for (int64_t m = 0; m < d->models; m++) logprobs[1 + m] = log_softmax_at(logits[m], d->sizes[m], token);
         }
     }
+}
+
+/* Log-softmax of each row of logits, `stride` floats apart, at one token. */
+void score(const float *logits, int64_t stride, int64_t size, const int64_t *tokens, int64_t rows, double *logprobs,
+           int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) logprobs[row] = log_softmax_at(logits + row * stride, size, tokens[row]);
 }

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.errors import UnsupportedModelError
+from models.rendering import closing_token
 from models.training.preferences import BadPair, Preference, Problem
-
-PLACEHOLDER = "response"
 
 
 @dataclass(frozen=True)
@@ -100,28 +98,6 @@ def common_prefix(prompt_ids: Sequence[int], ids: Sequence[int]) -> int:
         if one != other:
             return index
     return min(len(prompt_ids), len(ids))
-
-
-def closing_token(tokenizer: Any, template: str | None) -> int:
-    """The token that ends a response: the first special token that the template writes after one, else EOS.
-
-    Many chat models end a turn with another token than the tokenizer's EOS (Gemma: <end_of_turn>).
-
-    Raises:
-        UnsupportedModelError: the tokenizer has no EOS token.
-    """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise UnsupportedModelError("the tokenizer has no EOS token, so that nothing could close a response")
-    if template is None:
-        return int(eos)
-    turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": PLACEHOLDER}]
-    text = str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
-    after = text[text.rindex(PLACEHOLDER) + len(PLACEHOLDER) :]
-    special = set(tokenizer.all_special_ids)
-    return next(
-        (index for index in tokenizer(after, add_special_tokens=False)["input_ids"] if index in special), int(eos)
-    )
 
 
 def collate(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:

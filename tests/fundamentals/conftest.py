@@ -1,6 +1,7 @@
 """Sequences over backbones that are a block pool and nothing else, which is all that the scheduler may know."""
 
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -11,6 +12,7 @@ import pytest
 
 from models.blocks import BlockPool
 from models.scheduler import Plan, Scheduler
+from models.scoring import ScoredSequence, ScoredStream
 from models.sequence import Sequence as Sample
 from models.sequence import Stream
 from models.spec import SamplingParams
@@ -29,8 +31,8 @@ class Simulation:
     def __init__(self, scheduler: Scheduler, backbones: Sequence[PoolOnly]) -> None:
         self.scheduler = scheduler
         self.backbones = backbones
-        self.finished: list[Sample] = []
-        self.added: list[Sample] = []
+        self.finished: list[Sample | ScoredSequence] = []
+        self.added: list[Sample | ScoredSequence] = []
         self.same_beginnings = False
         self._numbers = count(1)
 
@@ -39,6 +41,20 @@ class Simulation:
         streams = [Stream(self.backbones[index], None, self._prompt(tokens), tokens) for index, tokens in prompts]
         sampling = SamplingParams(max_new_tokens=new_tokens)
         sample = Sample(None, 0, len(self.added), sampling, [], streams, token_rewards=[[] for _ in prompts[1:]])
+        self.added.append(sample)
+        self.scheduler.add(sample)
+        return sample
+
+    def add_scored(self, prompts: Sequence[tuple[int, int]], response_tokens: int) -> ScoredSequence:
+        """Queue a response to score, with a stream for each (backbone, prompt tokens)."""
+        response = list(range(response_tokens))
+        streams = [
+            ScoredStream(
+                self.backbones[index], None, self._prompt(tokens) + response[:-1], tokens, model=None, response=response
+            )
+            for index, tokens in prompts
+        ]
+        sample = ScoredSequence(None, streams, list(range(len(streams))))
         self.added.append(sample)
         self.scheduler.add(sample)
         return sample
@@ -55,10 +71,18 @@ class Simulation:
         for chunks in plan.chunks.values():
             for chunk in chunks:
                 chunk.stream.cached += chunk.count
+                if isinstance(chunk.stream, ScoredStream):
+                    chunk.stream.logprobs[chunk.stream.places(chunk.wants)] = array("d", [-1.0] * chunk.wants)
         for sample in plan.ready:
             assert all(stream.pending == 0 for stream in sample.streams)
             sample.append(7, 0.0, 0.0, [0.0] * len(sample.token_rewards))
-        done = [sample for sample in plan.ready if len(sample.response) == sample.sampling.max_new_tokens]
+        done: list[Sample | ScoredSequence] = [
+            sample for sample in plan.ready if len(sample.response) == sample.sampling.max_new_tokens
+        ]
+        for scored in plan.scored:
+            assert all(len(stream.logprobs) == len(stream.response) for stream in scored.streams)
+            assert scored.is_finite
+            done.append(scored)
         self.scheduler.remove(done)
         self.finished += done
         return plan
@@ -76,14 +100,18 @@ class Simulation:
         for backbone, chunks in plan.chunks.items():
             assert len({id(chunk.stream) for chunk in chunks}) == len(chunks)
             assert all(chunk.stream.backbone is backbone and chunk.count > 0 for chunk in chunks)
-            prefilled = sum(chunk.count - chunk.wants_logits for chunk in chunks)
+            drawn = [chunk.wants for chunk in chunks if not isinstance(chunk.stream, ScoredStream)]
+            prefilled = sum(chunk.count for chunk in chunks) - sum(drawn)
             assert prefilled <= self.scheduler.prefill_tokens
             for chunk in chunks:
                 end = chunk.stream.cached + chunk.count
                 assert end <= len(chunk.stream.tokens)
                 assert end <= len(chunk.stream.blocks) * backbone.pool.block_size
-                assert chunk.wants_logits == any(chunk.stream in sample.streams for sample in plan.ready)
-        assert all(sample in running for sample in plan.ready)
+                if isinstance(chunk.stream, ScoredStream):
+                    assert chunk.wants == min(chunk.count, max(0, end - chunk.stream.first_wanted))
+                else:
+                    assert chunk.wants == any(chunk.stream in sample.streams for sample in plan.ready)
+        assert all(sample in running for sample in (*plan.ready, *plan.scored))
         for sample in self.scheduler.waiting:
             assert all(not stream.blocks and stream.cached == 0 for stream in sample.streams)
         self.check_blocks()

@@ -115,7 +115,7 @@ def test_attention_equals_pytorchs(
     native, gathered = NativeCache(shapes, 256, kernels), GatheredCache(shapes, 256, torch.float32, CPU)
     streams = streams_of([150, 3, 64, 1], seed=3)
     for sizes in ([1, 2, 40, 0], [80, 1, 23, 0], [68, 0, 0, 0], [1, 1, 1, 1]):
-        chunks = [Chunk(stream, size, False) for stream, size in zip(streams, sizes, strict=True) if size]
+        chunks = [Chunk(stream, size, 0) for stream, size in zip(streams, sizes, strict=True) if size]
         packed, tokens = pack(chunks), sum(sizes)
         query = numbers(tokens, heads * group, key_dim, dtype=kernels.dtype, seed=tokens)
         key = numbers(tokens, heads, key_dim, dtype=kernels.dtype, seed=tokens + 1)
@@ -136,7 +136,7 @@ def test_attention_does_not_depend_on_chunks(kernels: Kernels) -> None:
         cache, parts, first = NativeCache(shapes, 256, kernels), [], 0
         stream, other = streams_of([length, length], seed=len(sizes))
         for size in sizes:
-            chunks = [Chunk(stream, size, False)] + ([Chunk(other, 1, False)] if beside else [])
+            chunks = [Chunk(stream, size, 0)] + ([Chunk(other, 1, 0)] if beside else [])
             packed, part = pack(chunks), slice(first, first + size)
             at = packed.starts[packed.chunks.index(chunks[0])]
             rows = [torch.cat([x[:1], x[part]] if at else [x[part], x[: len(chunks) - 1]]) for x in (query, key, value)]
@@ -232,3 +232,17 @@ def test_a_failing_compiler_means_pytorchs_operations(
 def test_float16_and_other_devices_run_on_pytorch() -> None:
     assert kernels_for(CPU, torch.float16) is None
     assert kernels_for(torch.device("meta"), torch.float32) is None
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 257, 5000])
+def test_score_equals_pytorchs(vocab: int) -> None:
+    kernels = kernels_for(CPU, torch.float32)
+    assert kernels is not None
+    padded, tokens = numbers(9, vocab + 3) * 8, [(7 * row) % vocab for row in range(9)]
+    padded[:, vocab:] = 1e4  # rows of the head beyond the vocabulary
+    if vocab > 1:
+        padded[2, (tokens[2] + 1) % vocab] = -torch.inf
+    padded[4, tokens[4]] = torch.nan
+    found = torch.tensor(kernels.score(padded[:, :vocab], tokens), dtype=torch.float64)
+    expected = padded[:, :vocab].double().log_softmax(1)[range(9), tokens]
+    assert torch.allclose(found, expected, atol=1e-5, rtol=1e-6, equal_nan=True)

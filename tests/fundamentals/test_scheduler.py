@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 BLOCK_SIZE = 4
 PROMPT = st.tuples(st.integers(0, 1), st.integers(1, 30))
 ARRIVALS = st.lists(
-    st.tuples(st.integers(0, 20), st.lists(PROMPT, min_size=1, max_size=3), st.integers(1, 20)), min_size=1, max_size=12
+    st.tuples(st.integers(0, 20), st.lists(PROMPT, min_size=1, max_size=3), st.integers(1, 20), st.booleans()),
+    min_size=1,
+    max_size=12,
 )
 CANCELS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 11)), max_size=5)
 LIMITS = st.fixed_dictionaries({"max_running": st.integers(1, 6), "prefill_tokens": st.integers(1, 12)})
@@ -26,14 +28,14 @@ def test_all_that_fits_alone_ends_and_no_block_leaks(
     simulate: Any, arrivals: list[Any], cancels: list[tuple[int, int]], limits: dict[str, int], spare: int, same: bool
 ) -> None:
     """Memory for the largest sequence alone and a little more: much preemption, arrivals and cancels at any step."""
-    blocks = [spare + max(blocks_to_hold(prompts, new, one) for _, prompts, new in arrivals) for one in (0, 1)]
+    blocks = [spare + max(blocks_to_hold(prompts, new, one) for _, prompts, new, _ in arrivals) for one in (0, 1)]
     world = simulate([max(count, 1) for count in blocks], BLOCK_SIZE, **limits)
     world.same_beginnings = same
     cancelled = []
     for step in range(41):
-        for at, prompts, new_tokens in arrivals:
+        for at, prompts, new_tokens, is_given in arrivals:
             if at == step:
-                world.add(prompts, new_tokens)
+                (world.add_scored if is_given else world.add)(prompts, new_tokens)
         for at, index in cancels:
             if at == step and index < len(world.added):
                 sample = world.added[index]
@@ -69,6 +71,23 @@ def test_prompts_of_uneven_length_end_in_the_same_step(simulate: Any) -> None:
     plans = [world.step() for _ in range(4)]
     assert [len(plan.ready) for plan in plans] == [0, 0, 0, 1]
     assert [stream.cached for stream in sample.streams] == [3, 17]
+
+
+def test_a_scored_response_runs_within_the_budget_and_each_stream_at_its_own_pace(simulate: Any) -> None:
+    world = simulate(prefill_tokens=5)
+    sample = world.add_scored([(0, 3), (1, 7)], 6)
+    plans = [world.step() for _ in range(3)]
+    assert [[chunk.count for chunk in plan.chunks[world.backbones[0]]] for plan in plans[:2]] == [[5], [3]]
+    assert [plan.chunks[world.backbones[1]][0].wants for plan in plans] == [0, 4, 2]
+    assert [plan.scored for plan in plans] == [[], [], [sample]]
+
+
+def test_a_scored_response_shares_its_prompt_up_to_the_first_wanted_logits(simulate: Any) -> None:
+    world = simulate(prefill_tokens=100)
+    world.same_beginnings = True
+    for _ in range(2):
+        world.add_scored([(0, 8)], 9)
+    assert [chunk.count for chunk in world.step().chunks[world.backbones[0]]] == [16, 12]
 
 
 def test_admits_in_order_up_to_its_limit(simulate: Any) -> None:

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 from models.completion import Completion
 from models.engine import Engine, EngineSettings
 from models.guided import GuidedModel
+from models.scoring import ResponseRow, ScoredResponse
 from models.spec import GenerationSpec, PromptRow
-from tests.generation.plain import PlainArm, PlainOutput, plain_generate
+from tests.generation.plain import PlainArm, PlainOutput, plain_generate, plain_score
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,11 +62,52 @@ def generate(make_engine: Callable[..., Engine]) -> Callable[..., list[list[Comp
 
 
 @pytest.fixture
-def plain() -> Callable[..., PlainOutput]:
-    """The plain loop over the models of a spec, for one sample of one row."""
+def score(make_engine: Callable[..., Engine]) -> Callable[..., list[ScoredResponse]]:
+    """Score rows (as users write them) with an engine, step by step in this thread."""
+
+    def run(spec: dict[str, Any], rows: Sequence[dict[str, Any]], **settings: Any) -> list[ScoredResponse]:
+        engine = make_engine(**settings)
+        parsed = GenerationSpec.parse(spec)
+        guided = engine.load(parsed)
+        futures = [engine.score(guided, ResponseRow.parse(row, index, parsed)) for index, row in enumerate(rows)]
+        while engine.step():
+            pass
+        return [future.result(timeout=0) for future in futures]
+
+    return run
+
+
+@pytest.fixture
+def assert_scores_equal_plain(
+    make_engine: Callable[..., Engine], score: Callable[..., list[ScoredResponse]], model_of: Callable[..., Any]
+) -> Callable[..., list[ScoredResponse]]:
+    """Score rows, and compare every number with a forward pass of each model over each row alone."""
+
+    def compare(spec: dict[str, Any], rows: Sequence[dict[str, Any]], **settings: Any) -> list[ScoredResponse]:
+        found = score(spec, rows, **settings)
+        parsed = GenerationSpec.parse(spec)
+        guided = make_engine(**settings).load(parsed)
+        for index, (row, scored) in enumerate(zip(rows, found, strict=True)):
+            prompt = PromptRow.parse(row, index, parsed)
+            series = [scored.base_logprobs, *scored.token_rewards.values()]
+            for model, logprobs in zip(guided.models, series, strict=True):
+                ref, backbone = model.description.source.folder, model.description.backbone.folder
+                ids = model.renderer.prompt_ids(prompt, system=parsed.system, raw=parsed.raw)
+                expected = plain_score(
+                    model_of(str(ref), str(backbone)), ids, scored.tokens, model.description.vocabulary.size
+                )
+                assert logprobs == pytest.approx(expected, abs=1e-4)
+        return found
+
+    return compare
+
+
+@pytest.fixture
+def model_of() -> Callable[..., Any]:
+    """A model as transformers runs it; an adapter with its backbone."""
     loaded: dict[str, Any] = {}
 
-    def model_of(ref: str, backbone: str | None = None) -> Any:
+    def load(ref: str, backbone: str | None = None) -> Any:
         if ref not in loaded:
             if (Path(ref) / "adapter_config.json").exists():
                 backbone_model = AutoModelForCausalLM.from_pretrained(
@@ -77,6 +119,13 @@ def plain() -> Callable[..., PlainOutput]:
                     ref, attn_implementation="eager", dtype="float32"
                 ).eval()
         return loaded[ref]
+
+    return load
+
+
+@pytest.fixture
+def plain(model_of: Callable[..., Any]) -> Callable[..., PlainOutput]:
+    """The plain loop over the models of a spec, for one sample of one row."""
 
     def run(guided: GuidedModel, row: PromptRow, sample: int = 0) -> PlainOutput:
         spec = guided.spec

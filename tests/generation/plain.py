@@ -34,6 +34,14 @@ def next_logprobs(model: Any, ids: list[int], size: int) -> torch.Tensor:
     return logits[:size].float().log_softmax(0)
 
 
+def plain_score(model: Any, prompt_ids: list[int], response: list[int], size: int) -> list[float]:
+    """log π of each token of a response over the first `size` ids, by one forward pass."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt_ids + response]), use_cache=False).logits[0]
+    logprobs = logits[len(prompt_ids) - 1 : -1, :size].float().log_softmax(1)
+    return [row[token].item() for row, token in zip(logprobs, response, strict=True)]
+
+
 def combined_logprobs(base: torch.Tensor, arms: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:
     """The formula of GenARM, term by term, over the ids that all vocabularies share."""
     size = min(len(base), *(len(arm) for arm, _ in arms)) if arms else len(base)

@@ -9,10 +9,11 @@ import db.results
 from db.datasets import Columns, DatasetSource, open_dataset
 from db.errors import DatasetError
 from db.jobs import NewJob, NewRow
+from models.scoring import ScoredResponse
 from tests.results.filled import shard_ids
 from tests.service.fake_engine import FakeEngine
 from worker.app import make_app
-from worker.scoring import KIND, ScoredResponse
+from worker.scoring import KIND
 from worker.tasks import run_shard
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from models.errors import UnsupportedModelError
-from models.rendering import Renderer
+from models.rendering import Renderer, closing_token
 from models.spec import GenerationSpec, PromptRow
 from models.training.dataset import read_data, read_file, split
-from models.training.encoding import EncodedPair, PairEncoder, closing_token, collate, common_prefix
+from models.training.encoding import EncodedPair, PairEncoder, collate, common_prefix
 from models.training.preferences import PreferencesError, Problem
 from tests.tiny_models import make_tokenizer
 
