@@ -144,7 +144,7 @@ class GuidedModel:
         """The tokens of a response, which all models have."""
         renderer, known = self.base.renderer, self.base.description.vocabulary.tokens
         tokens = list(row.tokens or ())
-        if not tokens or any(token not in known for token in tokens) or renderer.text(tokens) != row.response:
+        if any(token not in known for token in tokens) or not row.is_spelt(renderer.text(tokens)):
             tokens = renderer.response_ids(
                 row.prompt, row.response, system=self.spec.system, raw=self.spec.raw, is_closed=row.is_closed
             )

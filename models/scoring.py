@@ -22,7 +22,7 @@ class ResponseRow:
     """Ids that came with the row, as `genarm run` writes them. They count where they spell the response; else it is
     tokenised anew."""
     is_closed: bool
-    """Whether a response that is tokenised anew ends with the end-of-sequence token."""
+    """Whether the response ended by itself: one that is tokenised anew gets the token that closes it."""
 
     @classmethod
     def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> "ResponseRow":
@@ -40,6 +40,10 @@ class ResponseRow:
         prompt = PromptRow.parse({**row, "sampling": None, "weights": None}, index, spec)
         given = tuple(tokens) if isinstance(tokens, list) and _are_ids(tokens) else None
         return cls(prompt, response, given, is_closed=row.get("finish_reason") != "length")
+
+    def is_spelt(self, text: str) -> bool:
+        """Whether the text of its tokens is the response. NUL, which databases do not store, may have been replaced."""
+        return bool(self.tokens) and text.replace("\0", "\ufffd") == self.response.replace("\0", "\ufffd")
 
 
 def _are_ids(tokens: list[Any]) -> bool:

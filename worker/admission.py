@@ -51,17 +51,19 @@ def _require_at_most(what: str, asked: int, most: int) -> None:
         raise SpecError(f"{what}: {asked} is more than the {most} that this service allows")
 
 
-def admit_row(row: PromptRow, settings: Settings) -> None:
+def admit_row(row: PromptRow, settings: Settings, response: str = "") -> None:
     """Check a row against the limits, before it is rendered and tokenized.
+
+    Args:
+        response: where the row has one to score.
 
     Raises:
         RowError: `prompt_too_large`, or `invalid_sampling` for more new tokens than allowed.
     """
-    size = sum(len(text.encode()) for text in _texts(row))
+    size = sum(len(text.encode()) for text in (*_texts(row), response))
     if size > settings.max_prompt_bytes:
-        raise RowError(
-            "prompt_too_large", f"the prompt has {size} bytes, and this service allows {settings.max_prompt_bytes}"
-        )
+        what = "prompt and response have" if response else "the prompt has"
+        raise RowError("prompt_too_large", f"{what} {size} bytes, and this service allows {settings.max_prompt_bytes}")
     if (asked := row.sampling.max_new_tokens) > settings.max_new_tokens:
         raise RowError(
             "invalid_sampling", f"max_new_tokens: {asked} is more than the {settings.max_new_tokens} allowed here"

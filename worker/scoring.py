@@ -1,8 +1,7 @@
 """Jobs that score: token rewards of responses that exist already."""
 
-from collections.abc import Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from db.outcomes import NewCompletion
 from models.errors import UnsupportedModelError
@@ -35,19 +34,17 @@ def require_scorer(engine: object) -> Scorer:
 
 
 def start_scoring(
-    engine: object, guided: "GuidedModel", row: Mapping[str, Any], index: int, spec: GenerationSpec
+    engine: object, guided: "GuidedModel", row: ResponseRow, spec: GenerationSpec
 ) -> Future[list[NewCompletion]]:
     """Give a row to an engine; the future has what to store.
 
     Raises:
-        RowError: the row is not valid.
         UnsupportedModelError: the engine does not score.
     """
     scorer = require_scorer(engine)
-    parsed = ResponseRow.parse(row, index, spec)
     has_base = all(spec.base != arm.ref for arm in spec.arms[:1])
     promised: Future[list[NewCompletion]] = Future()
-    scoring = scorer.score(guided, parsed)
+    scoring = scorer.score(guided, row)
 
     def settle(done: Future[ScoredResponse]) -> None:
         if done.cancelled():
@@ -55,7 +52,7 @@ def start_scoring(
         elif promised.set_running_or_notify_cancel():
             error = done.exception()
             if error is None:
-                promised.set_result([_new_completion(parsed.response, done.result(), has_base)])
+                promised.set_result([_new_completion(row, done.result(), has_base)])
             else:
                 promised.set_exception(error)
 
@@ -64,11 +61,11 @@ def start_scoring(
     return promised
 
 
-def _new_completion(response: str, scored: ScoredResponse, has_base: bool) -> NewCompletion:
+def _new_completion(row: ResponseRow, scored: ScoredResponse, has_base: bool) -> NewCompletion:
     return NewCompletion(
         sample=0,
-        text=response,
-        finish_reason="stop",
+        text=row.response,
+        finish_reason="stop" if row.is_closed else "length",
         tokens=scored.tokens,
         logprobs=None,
         base_logprobs=scored.base_logprobs if has_base else None,

@@ -27,6 +27,7 @@ from models.errors import (
     SpecError,
     UnsupportedModelError,
 )
+from models.scoring import ResponseRow
 from models.spec import PromptRow
 from worker import logs, metrics, tracing
 from worker.admission import admit_row
@@ -195,7 +196,9 @@ class ShardRun:
     def _start(self, job: LoadedJob, row: RequestRow) -> Promise:
         try:
             if job.kind == SCORE:
-                return start_scoring(self._service.engines.engine, job.guided, row.row, row.index, job.spec)
+                response = ResponseRow.parse(row.row, row.index, job.spec)
+                admit_row(response.prompt, self._service.settings, response.response)
+                return start_scoring(self._service.engines.engine, job.guided, response, job.spec)
             prompt = PromptRow.parse(row.row, row.index, job.spec)
             admit_row(prompt, self._service.settings)
             return self._service.engines.engine.submit(job.guided, prompt)

@@ -64,6 +64,7 @@ def place(models, tmp_path, monkeypatch):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
     batch = {"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": body}
     files = {"prompts.jsonl": rows, "pairs.jsonl": pairs, "heldout.jsonl": pairs, "batch.jsonl": [batch]}
+    files["responses.jsonl"] = rows
     for name, content in files.items():
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     (tmp_path / "reviews.csv").write_text("text\nIt was fine\n")

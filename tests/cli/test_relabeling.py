@@ -152,3 +152,28 @@ def test_a_terminal_shows_the_job_as_it_runs(base, prompts, environment, tmp_pat
     assert "4/4" in text
     for part in ("rows", "failed", "completed", "so far"):
         assert part in text
+
+
+def test_score_gives_the_rewards_that_run_stored_and_names_bad_rows(genarm, base, models, prompts, tmp_path):
+    arms = ["--arm", models / "arm"]
+    ran = genarm("run", prompts, "-o", "ran.jsonl", *base, *arms, "1.0")
+    assert ran.returncode == 3, ran.stderr
+    stored = [row for row in lines((tmp_path / "ran.jsonl").read_text()) if row["error"] is None]
+    typed = [{"id": "typed", "prompt": "Hi", "response": "there"}, {"id": "bad", "prompt": "Hi", "response": ""}]
+    typed[1]["finish_reason"] = "length"
+    again = [{**row, "response": row["completion"]} for row in stored] + typed
+    (tmp_path / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in again))
+    done = genarm("score", "again.jsonl", "-o", "scored.jsonl", "--base", models / "base", *arms)
+    assert done.returncode == 3, done.stderr
+    *scored, there, bad = lines((tmp_path / "scored.jsonl").read_text())
+    for one, row in zip(stored, scored, strict=True):
+        assert (row["id"], row["completion"], row["tokens"]) == (one["id"], one["completion"], one["tokens"])
+        assert row["token_rewards"]["arm"] == pytest.approx(one["token_rewards"]["arm"], abs=1e-4)
+        assert row["base_logprobs"] == pytest.approx(one["base_logprobs"], abs=1e-4)
+    assert len(there["tokens"]) == len("there") + 1
+    assert bad["error"]["code"] == "invalid_response"
+    alone = genarm("score", "ran.jsonl", "-o", "-", "--response-column", "completion", *arms)
+    without_base = [row for row in lines(alone.stdout) if row["error"] is None]
+    assert [row["token_rewards"] for row in without_base] == [row["token_rewards"] for row in scored]
+    assert [row["base_logprobs"] for row in without_base] == [None] * len(scored)
+    assert "Traceback" not in done.stderr + alone.stderr

@@ -28,8 +28,9 @@ def folder(tmp_path, shelf):
     """A working folder: models where the documentation has them, prompts, pairs, a registry beside."""
     shutil.copytree(shelf, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model").symlink_to(tmp_path / BASE)
-    rows = [{"id": index, "prompt": f"How was your day {index}?"} for index in range(3)]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"id": index, "prompt": f"How was your day {index}?", "response": "Good."} for index in range(3)]
+    for name in ("prompts.jsonl", "responses.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "reviews.csv").write_text("text\nGood\nBad\n")
     for name in ("pairs.jsonl", "heldout.jsonl"):
         (tmp_path / name).write_text((json.dumps(PAIR) + "\n") * 4)

@@ -21,6 +21,7 @@ from worker.settings import ENV_PREFIX, Settings
 RUN = {
     "README.md": "folder",
     "quickstart.md": "folder",
+    "datasets.md": "folder",
     "training.md": "folder",
     "deploy.md": "shared",
     "report.md": "folder",

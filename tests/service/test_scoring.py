@@ -38,12 +38,12 @@ def score(settings, ledger):
     """Submit and run a job that scores; returns its output rows."""
     apps = []
 
-    def score(*rows, engine=ScoringEngine, base="base"):
+    def score(*rows, engine=ScoringEngine, base="base", **limits):
         arms = [{"name": "a", "ref": "arm-a"}, {"name": "b", "ref": "arm-b"}]
         new = [NewRow(None, row) for row in rows]
         job = db.jobs.submit(ledger, NewJob(spec={"base": base, "arms": arms}, samples=1, kind=KIND), new)
         left = shard_ids(ledger, job)  # before the service's rescuer publishes them
-        app = make_app(settings, engine)
+        app = make_app(settings.model_copy(update=limits), engine)
         apps.append(app)
         app.service.prepare()
         app.service.start()
@@ -73,6 +73,17 @@ def test_responses_come_back_with_the_rewards_of_each_arm(score, ledger):
 def test_without_a_base_there_are_no_log_probabilities_of_one(score):
     _, (row,) = score({"prompt": "p", "response": "abc"}, base="arm-a")
     assert row["base_logprobs"] is None
+
+
+def test_a_response_that_was_cut_is_still_cut_when_it_has_been_scored(score):
+    _, rows = score({"prompt": "p", "response": "abc"}, {"prompt": "p", "response": "abc", "finish_reason": "length"})
+    assert [row["finish_reason"] for row in rows] == ["stop", "length"]
+
+
+def test_prompt_and_response_count_for_the_limit_on_prompts(score):
+    long, short = {"prompt": "p" * 6, "response": "r" * 6}, {"prompt": "p" * 6, "response": "r" * 4}
+    _, rows = score(long, short, max_prompt_bytes=10)
+    assert [row["error"] and row["error"]["code"] for row in rows] == ["prompt_too_large", None]
 
 
 def test_rows_that_cannot_be_scored_fail_alone(score):

@@ -11,6 +11,7 @@ from worker.cli.errors import Group
 
 COMMANDS = {
     "run": "worker.cli.run:run",
+    "score": "worker.cli.score:score",
     "job": "worker.cli.job:job",
     "arm": "worker.cli.arm:arm",
     "worker": "worker.cli.service:worker",
