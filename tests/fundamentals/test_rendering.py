@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from models.errors import RowError
 from models.rendering import Renderer
-from models.spec import GenerationSpec, PromptRow
+from models.spec import GenerationSpec, PromptRow, SamplingParams
 from tests.tiny_models import OTHER_TEMPLATE, TEMPLATE, make_tokenizer
 
 SPEC = GenerationSpec.parse({"base": "b"})
@@ -118,3 +120,21 @@ def test_threads_may_share_a_renderer() -> None:
         assert list(pool.map(there_and_back, range(200))) == [
             f"[user] row {index}\n[assistant]" for index in range(200)
         ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "tokens"),
+    [("a", "b", ["b"]), ("b", "ab", ["ab"]), ("a", "cb", ["c", "b"]), ("a", "", []), ("a", "c</s>", ["c"])],
+)
+def test_a_response_goes_on_after_its_prompt_and_is_closed_once(prompt: str, response: str, tokens: list[str]) -> None:
+    """Where its first letter would merge with the prompt, it is tokenised alone."""
+    vocabulary = {token: index for index, token in enumerate(["</s>", "a", "b", "c", "ab"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocabulary, [("a", "b")])), eos_token="</s>"
+    )
+    renderer = Renderer(tokenizer, None, "model")
+    row = PromptRow(index=0, prompt=prompt, weights={}, sampling=SamplingParams())
+    ids = [vocabulary[token] for token in tokens]
+    assert renderer.response_ids(row, response, system=None, raw=False, is_closed=True) == [*ids, 0]
+    expected = [*ids, 0] if response.endswith("</s>") else ids
+    assert renderer.response_ids(row, response, system=None, raw=False, is_closed=False) == expected
