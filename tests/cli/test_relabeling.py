@@ -8,6 +8,7 @@ import subprocess
 
 import pandas as pd
 import pytest
+from openai.types.chat import ChatCompletion
 
 from tests.cli.conftest import COMMAND
 from tests.results import filled
@@ -91,6 +92,39 @@ def test_a_batch_file_goes_in_and_comes_back(genarm, base, tmp_path):
     assert failed["response"] is None
     assert failed["error"]["code"] == "invalid_sampling"
     assert "tools" in failed["error"]["message"]
+
+
+def test_a_batch_of_500_requests_comes_back_as_a_client_of_the_api_expects(genarm, base, models, tmp_path):
+    system = {"role": "system", "content": "Be brief"}
+    bodies = [
+        {"model": "m", "messages": [system, {"role": "user", "content": f"Question {i}"}], **more}
+        for i in range(125)
+        for more in (
+            {"max_tokens": 2},
+            {"max_completion_tokens": 1},
+            {"temperature": 0, "seed": i},
+            {"top_p": 0.5, "stop": "x"},
+        )
+    ]
+    bodies[250]["messages"] = []
+    requests = [
+        {"custom_id": f"r{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    (tmp_path / "batch.jsonl").write_text("".join(json.dumps(row) + "\n" for row in requests))
+    guided = ["--arm", f"helpful={models / 'arm'}", "1"]
+    done = genarm("run", "batch.jsonl", "-o", "results.jsonl", "--output-format", "openai", *base, *guided)
+    assert done.returncode == 3, done.stderr
+    results = lines((tmp_path / "results.jsonl").read_text())
+    assert [row["custom_id"] for row in results] == [f"r{i}" for i in range(500)]
+    assert [row["custom_id"] for row in results if row["error"]] == ["r250"]
+    for row, body in zip(results, bodies, strict=True):
+        if row["error"] is None:
+            assert row["response"]["status_code"] == 200
+            answer = ChatCompletion.model_validate(row["response"]["body"], strict=True)
+            assert len(answer.choices) == 1
+            most = body.get("max_tokens", body.get("max_completion_tokens", 3))
+            assert 1 <= answer.usage.completion_tokens <= most
 
 
 def test_following_writes_all_rows_of_a_job_that_is_not_done_yet(genarm, start_genarm, base, prompts, tmp_path):
