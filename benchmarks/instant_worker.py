@@ -30,9 +30,16 @@ class InstantEngine:
             for future in self._held:
                 future.cancel()
 
-    def load(self, spec: GenerationSpec) -> GenerationSpec:
+    def load(self, spec: GenerationSpec, give_up: Any) -> GenerationSpec:
         """Nothing to load."""
         return spec
+
+    def hold(self, guided: GenerationSpec) -> bool:
+        """Nothing to keep."""
+        return True
+
+    def let_go(self, guided: GenerationSpec) -> None:
+        """Nothing to let go of."""
 
     def submit(self, guided: GenerationSpec, row: PromptRow) -> Future[list[Completion]]:
         """Answer at once."""

@@ -169,3 +169,10 @@ def attach(model: nn.Module, segments: Segments, adapter: str, updates: dict[str
             module = wrapper(module, segments)
             model.set_submodule(name, module)
         module.add(adapter, update)
+
+
+def detach(model: nn.Module, adapter: str) -> None:
+    """Let an adapter ride no longer; its memory is free."""
+    for module in model.modules():
+        if isinstance(module, AdaptedLinear | AdaptedPackedLinear):
+            module.updates.pop(adapter, None)

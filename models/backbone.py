@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.adapters import LowRank, Segments, attach
+from models.adapters import LowRank, Segments, attach, detach
 from models.attention import AttentionCache, AttentionStep, LayerShape, ShapeProbe, bytes_per_token
 from models.blocks import BLOCK_SIZE, BlockPool
 from models.errors import UnsupportedModelError
@@ -37,7 +37,6 @@ class Backbone:
         self.kernels = kernels
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self.adapters: set[str] = set()
         self._segments = Segments()
         shapes = self._probe_shapes()
         blocks = cache_bytes // (bytes_per_token(shapes, self.dtype) * BLOCK_SIZE)
@@ -60,7 +59,10 @@ class Backbone:
             UnsupportedModelError: it adapts something else than inner linear layers.
         """
         attach(self.model, self._segments, adapter, updates, ref)
-        self.adapters.add(adapter)
+
+    def detach(self, adapter: str) -> None:
+        """Let an adapter, which no row uses, ride no longer."""
+        detach(self.model, adapter)
 
     def _probe_shapes(self) -> dict[int, Any]:
         probe = ShapeProbe()

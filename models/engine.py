@@ -15,6 +15,7 @@ from models.guided import GuidedModel
 from models.scheduler import Plan, Scheduler
 from models.scoring import ResponseRow, ScoredResponse, ScoredSequence
 from models.sequence import Sequence
+from models.shelf import GiveUp
 from models.spec import GenerationSpec, PromptRow
 from models.step import Drawn, StepLogits, draw_tokens
 from models.stopping import StopMatcher
@@ -40,7 +41,9 @@ class EngineSettings:
     prefill_tokens: int = 512
     """Prompt tokens that a backbone runs in one step, beside the decodes."""
     kv_cache_bytes: int | None = None
-    """KV cache of each backbone; None: a share of the device's memory."""
+    """KV cache of each backbone; None: a share of what the models leave of the memory for them."""
+    model_memory_bytes: int | None = None
+    """For models and their KV caches; the least recently used are dropped for others. None: a share of the memory."""
     use_kernels: bool = True
     """Run models on the CPU with our own kernels, where there is a C compiler; else with PyTorch's operations."""
 
@@ -57,6 +60,11 @@ class EngineStats:
     steps: int
     kv_cache_usage: float
     """Share of the fullest KV cache that sequences hold, 0 to 1."""
+    model_bytes: int
+    """What models and their KV caches take of the memory for them."""
+    model_budget_bytes: int
+    """That memory; 0 before the first model where it is a share of the device's."""
+    model_evictions: int
 
 
 @dataclass(eq=False)
@@ -99,6 +107,7 @@ class Engine:
             settings.kv_cache_bytes,
             settings.use_kernels,
             self._running_lock,
+            settings.model_memory_bytes,
         )
         self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
@@ -123,13 +132,26 @@ class Engine:
             self._thread.join()
         self._fail_all(None)
 
-    def load(self, spec: GenerationSpec) -> GuidedModel:
-        """The models of a spec, loaded where they are not yet. Blocks; thread-safe.
+    def load(self, spec: GenerationSpec, give_up: GiveUp | None = None) -> GuidedModel:
+        """The models of a spec, loaded where they are not yet; they stay in memory until `let_go`. Thread-safe.
+
+        Args:
+            give_up: asked from time to time while the models in use leave no room; None: no waiting for that.
 
         Raises:
             ModelsError: a model cannot be found, read or run, or the models do not fit together.
+            ModelMemoryError: they do not fit into the memory for models.
+            ModelsInUseError: they fit, but not beside the models in use, and the caller gave up.
         """
-        return self._zoo.load(spec)
+        return self._zoo.load(spec, give_up)
+
+    def hold(self, guided: GuidedModel) -> bool:
+        """Keep models that were loaded before in memory until `let_go`; False: load them again. Thread-safe."""
+        return self._zoo.hold(guided)
+
+    def let_go(self, guided: GuidedModel) -> None:
+        """Let go of models, once for each `load` and `hold`; rows that are in the engine hold them on their own."""
+        self._zoo.let_go(guided)
 
     def submit(self, guided: GuidedModel, row: PromptRow) -> Future[list[Completion]]:
         """Queue a row; the future gives its `spec.samples` completions, by sample.
@@ -140,6 +162,7 @@ class Engine:
         request = EngineRequest(guided, future, StopMatcher(row.sampling.stop, guided.base.renderer.text))
         try:
             request.sequences = guided.sequences(row, request)
+            self._zoo.hold_again(guided)
         except Exception as error:
             future.set_exception(error)
         else:
@@ -155,6 +178,7 @@ class Engine:
         request = ScoreRequest(guided, future)
         try:
             request.sequences = [guided.scored_sequence(row, request)]
+            self._zoo.hold_again(guided)
         except Exception as error:
             future.set_exception(error)
         else:
@@ -163,14 +187,17 @@ class Engine:
 
     def _enqueue(self, request: AnyRequest) -> None:
         with self._wakeup:
-            if self._stopping:
-                request.future.cancel()
-            else:
+            if not self._stopping:
                 self._arrived.append(request)
                 self._wakeup.notify()
+                return
+        request.future.cancel()
+        self._zoo.let_go(request.guided)
 
     def stats(self) -> EngineStats:
         """The engine's gauges and counters, as of the last step."""
+        model_bytes, budget_bytes, evictions = self._zoo.usage
+        pools = [backbone.pool for backbone in self._zoo.backbones]
         return EngineStats(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting) + sum(len(request.sequences) for request in list(self._arrived)),
@@ -178,7 +205,10 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             preemptions=self._scheduler.preemptions,
             steps=self._steps,
-            kv_cache_usage=max((1 - pool.free / pool.count for pool in self._zoo.pools()), default=0.0),
+            kv_cache_usage=max((1 - pool.free / pool.count for pool in pools), default=0.0),
+            model_bytes=model_bytes,
+            model_budget_bytes=budget_bytes,
+            model_evictions=evictions,
         )
 
     def _loop(self) -> None:
@@ -238,7 +268,12 @@ class Engine:
 
     def _drop(self, request: AnyRequest) -> None:
         self._scheduler.remove(request.sequences)
-        self._requests.discard(request)
+        self._leave(request)
+
+    def _leave(self, request: AnyRequest) -> None:
+        if request in self._requests:  # a row with several samples may fail once for each
+            self._requests.remove(request)
+            self._zoo.let_go(request.guided)
 
     def _collect(self, drawn: list[Drawn]) -> None:
         finished = []
@@ -256,7 +291,7 @@ class Engine:
         self._scheduler.remove(finished)
         for request in {sequence.request: None for sequence in finished}:
             if len(request.finished) == len(request.sequences):
-                self._requests.discard(request)
+                self._leave(request)
                 _resolve(request)
 
     def _collect_scored(self, scored: list[ScoredSequence]) -> None:

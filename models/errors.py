@@ -31,6 +31,14 @@ class ModelNotAllowedError(ModelsError):
     """A model that the operator's registry does not allow, or a registry that cannot be read."""
 
 
+class ModelMemoryError(ModelsError):
+    """The models of a job do not fit into the memory for models, even alone."""
+
+
+class ModelsInUseError(ModelsError):
+    """Models in use leave no memory for others now; another try may find some."""
+
+
 class IncompatibleArmError(ModelsError):
     """An ARM and a base do not share a tokenizer."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from models.backbone import Backbone
 from models.errors import RowError
 from models.loading import Description
 from models.rendering import Renderer
+from models.residents import Resident
 from models.scoring import ResponseRow, ScoredSequence, ScoredStream
 from models.sequence import Sequence, Stream
 from models.spec import GenerationSpec, PromptRow
@@ -22,14 +24,22 @@ class LoadedModel:
     """A model, or an adapter on its backbone, ready to run."""
 
     description: Description
-    backbone: Backbone
+    residents: tuple[Resident, ...]
+    """Its backbone, and where it is an adapter that."""
     renderer: Renderer
+
+    @property
+    def backbone(self) -> Backbone:
+        """What runs it; only for those who hold it in memory."""
+        backbone = self.residents[0].item
+        if backbone is None:
+            raise RuntimeError(f"{self.renderer.name} was dropped from memory: hold it while it is used")
+        return cast(Backbone, backbone)
 
     @property
     def adapter(self) -> str | None:
         """The name of its adapter on the backbone."""
-        adapter = self.description.adapter
-        return str(adapter.folder.resolve()) if adapter is not None else None
+        return self.residents[1].item.name if len(self.residents) > 1 else None
 
     @cached_property
     def _holes(self) -> Tensor | None:
@@ -63,6 +73,11 @@ class GuidedModel:
     def models(self) -> tuple[LoadedModel, ...]:
         """The base, then the ARMs."""
         return (self.base, *self.arms)
+
+    @cached_property
+    def residents(self) -> tuple[Resident, ...]:
+        """What must be in memory to run it, each once, the most recently needed last."""
+        return tuple({one: None for model in self.models for one in reversed(model.residents)})
 
     @cached_property
     def _shared(self) -> tuple[int, tuple[int, ...]]:

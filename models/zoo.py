@@ -1,25 +1,33 @@
-"""The models that a process holds: descriptions, backbones and adapters, each loaded once."""
+"""The models that a process holds: backbones and adapters, each loaded once, the least recently used dropped."""
 
+import gc
+import itertools
+import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
 from models.adapters import read_updates
 from models.backbone import Backbone
-from models.blocks import BlockPool
-from models.errors import SpecError
+from models.errors import ModelMemoryError, SpecError, first_line
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, describe, load_weights
+from models.memory import LEAST_CACHE_SHARE, WANTED_CACHE_SHARE, cache_bytes, default_budget, model_bytes, stored_bytes
 from models.native.kernels import kernels_for
 from models.rendering import Renderer
-from models.spec import ArmSpec, GenerationSpec
+from models.residents import Resident
+from models.shelf import GiveUp, Shelf, Turn
+from models.spec import GenerationSpec
 from models.vocabulary import require_fit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CPU_CACHE_BYTES = 2 * 2**30
-CUDA_CACHE_SHARE = 0.5
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,82 +80,201 @@ def describe_spec(spec: GenerationSpec, home: Path) -> tuple[Description, list[D
     return base, arms
 
 
+@dataclass(frozen=True, eq=False)
+class Attached:
+    """An adapter on its backbone."""
+
+    backbone: Backbone
+    name: str
+
+
 class Zoo:
-    """Loads what specs ask for, and keeps it; thread-safe.
+    """Loads what specs ask for, and keeps it as long as memory allows; thread-safe.
 
     Args:
         home: converted models are kept under it.
         device, dtype: where to run and in what precision; a spec's own dtype goes first.
-        cache_bytes: KV cache of each backbone; None: a share of the device's free memory.
+        cache_bytes: KV cache of each backbone; None: a share of what the models leave of the memory for them.
+        memory_bytes: for models and their KV caches; None: a share of the device's memory.
         use_kernels: run models on the CPU with our own kernels where they can be compiled.
         running: held while a loaded backbone is changed, so that no forward pass sees half an adapter.
     """
 
     def __init__(
-        self, home: Path, device: str, dtype: str, cache_bytes: int | None, use_kernels: bool, running: threading.RLock
+        self,
+        home: Path,
+        device: str,
+        dtype: str,
+        cache_bytes: int | None,
+        use_kernels: bool,
+        running: threading.RLock,
+        memory_bytes: int | None = None,
     ) -> None:
         self._home = home
         self._device = device
         self._dtype = dtype
         self._cache_bytes = cache_bytes
+        self._memory_bytes = memory_bytes
         self._use_kernels = use_kernels
         self._running = running
-        self._loading = threading.Lock()
-        self._backbones: dict[tuple[Path, torch.dtype], Backbone] = {}
-        self._models: dict[tuple[str, str | None, Backbone], LoadedModel] = {}
+        self._starting = threading.Lock()
+        self._shelf: Shelf | None = None
+        self._serials = itertools.count()
+        self._models: WeakValueDictionary[tuple[Path, str | None, Resident], LoadedModel] = WeakValueDictionary()
 
-    def load(self, spec: GenerationSpec) -> GuidedModel:
-        """The models of a spec, loaded where they are not yet.
+    def load(self, spec: GenerationSpec, give_up: GiveUp | None = None) -> GuidedModel:
+        """The models of a spec, loaded where they are not yet; they stay in memory until `let_go`.
+
+        Args:
+            give_up: asked from time to time while models in use leave no room; None: no waiting for that.
 
         Raises:
             ModelsError: as `describe_spec`, or the weights cannot be loaded.
+            ModelMemoryError: they do not fit into the memory for models.
+            ModelsInUseError: they fit, but not beside the models in use, and the caller gave up.
         """
-        with self._loading:
-            placement = Placement.choose(self._device, spec.dtype if spec.dtype != "auto" else self._dtype)
-            base, arms = describe_spec(spec, self._home)
-            return GuidedModel(
-                spec,
-                self._loaded(base, None, placement),
-                tuple(self._loaded(arm, one, placement) for arm, one in zip(arms, spec.arms, strict=True)),
+        placement = Placement.choose(self._device, spec.dtype if spec.dtype != "auto" else self._dtype)
+        base, arms = describe_spec(spec, self._home)
+        shelf = self._shelf_on(placement.device)
+        keys = list(dict.fromkeys(key for one in (base, *arms) for key in _keys(one, placement.dtype)))
+        with shelf.turn(keys, give_up) as turn:
+            if turn.is_loading:
+                self._load_missing(shelf, turn, (base, *arms), placement)
+        residents = {resident.key: resident for resident in turn.residents}
+        try:
+            models = [
+                self._loaded(one, template, residents, placement)
+                for one, template in zip((base, *arms), (None, *(arm.template for arm in spec.arms)), strict=True)
+            ]
+        except BaseException:
+            shelf.let_go(turn.residents)
+            raise
+        return GuidedModel(spec, models[0], tuple(models[1:]))
+
+    def hold(self, guided: GuidedModel) -> bool:
+        """Keep a model that was loaded before in memory until `let_go`; False: load it again.
+
+        It is False where memory was taken from it, and where others wait for memory, who go first.
+        """
+        return self._shelf is not None and self._shelf.hold(guided.residents)
+
+    def hold_again(self, guided: GuidedModel) -> None:
+        """Keep a model that somebody holds for one more user."""
+        if self._shelf is None or not self._shelf.hold_again(guided.residents):
+            raise RuntimeError("the models were dropped from memory: hold or load them while rows are submitted")
+
+    def let_go(self, guided: GuidedModel) -> None:
+        """Let go of a model; it stays in memory until others need that."""
+        if self._shelf is not None:
+            self._shelf.let_go(guided.residents)
+
+    @property
+    def backbones(self) -> list[Backbone]:
+        """The backbones in memory."""
+        items = self._shelf.items() if self._shelf is not None else []
+        return [item for item in items if isinstance(item, Backbone)]
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Bytes that models and caches take, bytes that they may take, and evictions so far."""
+        return self._shelf.usage() if self._shelf is not None else (0, self._memory_bytes or 0, 0)
+
+    def _shelf_on(self, device: torch.device) -> Shelf:
+        with self._starting:
+            if self._shelf is None:
+                self._shelf = Shelf(self._memory_bytes or default_budget(device), self._drop)
+            return self._shelf
+
+    def _loaded(
+        self, description: Description, template: str | None, residents: dict[Any, Resident], placement: Placement
+    ) -> LoadedModel:
+        """A model over residents; one object for all jobs, so that their rows are drawn together."""
+        own = [residents[key] for key in _keys(description, placement.dtype)]
+        key = (description.source.folder.resolve(), template, own[-1])
+        with self._starting:
+            if (model := self._models.get(key)) is None:
+                renderer = Renderer(description.tokenizer, description.template, description.source.name)
+                model = self._models[key] = LoadedModel(description, tuple(own), renderer)
+            return model
+
+    def _load_missing(
+        self, shelf: Shelf, turn: Turn, descriptions: Sequence[Description], placement: Placement
+    ) -> None:
+        backbones, adapters = {}, {}
+        for one in descriptions:
+            backbone_key, *adapter_key = _keys(one, placement.dtype)
+            backbones[backbone_key] = one
+            adapters.update(dict.fromkeys(adapter_key, one))
+        missing = {key: self._weight_bytes(one, placement) for key, one in backbones.items() if not shelf.find(key)}
+        riding = {
+            key: stored_bytes(one.source.folder, placement.dtype)
+            for key, one in adapters.items()
+            if not shelf.find(key)
+        }
+        if missing or riding:
+            weights = sum(missing.values()) + sum(riding.values())
+            wanted, least = (
+                weights + len(missing) * (self._cache_bytes or int(shelf.budget * share))
+                for share in (WANTED_CACHE_SHARE, LEAST_CACHE_SHARE)
             )
+            shelf.make_room(turn, wanted, least)
+        while missing:
+            left = shelf.left - sum(missing.values()) - sum(riding.values())
+            size = self._cache_bytes or cache_bytes(placement.device, shelf.budget, left, len(missing))
+            key = next(iter(missing))
+            backbone = self._backbone(backbones[key], placement, size)
+            shelf.add(key, backbone, model_bytes(backbone.model) + size)
+            del missing[key]
+        for key in riding:
+            on = shelf.find(_keys(adapters[key], placement.dtype)[0])
+            assert on is not None
+            shelf.add(key, *self._attached(adapters[key], on.item), on)
 
-    def pools(self) -> list[BlockPool]:
-        """The KV caches' accounting, one of each backbone."""
-        return [backbone.pool for backbone in list(self._backbones.values())]
+    def _weight_bytes(self, description: Description, placement: Placement) -> int:
+        size = stored_bytes(description.backbone.folder, placement.dtype)
+        config = description.config.get_text_config()
+        if self._use_kernels and placement.device.type == "cpu" and config.tie_word_embeddings:
+            size += config.vocab_size * config.hidden_size * placement.dtype.itemsize  # the LM head is packed apart
+        return size
 
-    def _loaded(self, description: Description, arm: ArmSpec | None, placement: Placement) -> LoadedModel:
-        backbone = self._backbone(description, placement)
-        template = arm.template if arm is not None else None
-        key = (str(description.source.folder.resolve()), template, backbone)
-        if (model := self._models.get(key)) is None:
-            model = LoadedModel(
-                description, backbone, Renderer(description.tokenizer, description.template, description.source.name)
-            )
-            self._attach_adapter(model)
-            self._models[key] = model
-        return model
-
-    def _backbone(self, description: Description, placement: Placement) -> Backbone:
-        key = (description.backbone.folder.resolve(), placement.dtype)
-        if (backbone := self._backbones.get(key)) is None:
+    def _backbone(self, description: Description, placement: Placement, cache_bytes: int) -> Backbone:
+        kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
+        ref = description.backbone.ref
+        try:
             model = load_weights(description, placement.dtype, placement.device)
-            cache_bytes = self._cache_bytes or _default_cache_bytes(placement.device)
-            kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
-            backbone = self._backbones[key] = Backbone(model, description.backbone.ref, cache_bytes, kernels)
-        return backbone
+            return Backbone(model, ref, cache_bytes, kernels)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise ModelMemoryError(
+                f"{ref}: there is no memory for it and its KV cache of {cache_bytes} bytes ({first_line(error)}): stop "
+                "what else uses the device, or lower GENARM_MODEL_MEMORY_BYTES or GENARM_KV_CACHE_BYTES"
+            ) from None
 
-    def _attach_adapter(self, model: LoadedModel) -> None:
-        adapter = model.description.adapter
-        if adapter is None or model.adapter in model.backbone.adapters:
-            return
-        assert model.adapter is not None
-        updates = read_updates(adapter.folder, model.description.config, adapter.ref)
+    def _attached(self, description: Description, backbone: Backbone) -> tuple[Attached, int]:
+        """An adapter, attached to its backbone under a name that no other ever had there, and its bytes."""
+        adapter = description.source
+        updates = read_updates(adapter.folder, description.config, adapter.ref)
+        name = f"{adapter.folder.resolve()}#{next(self._serials)}"
         with self._running:
-            model.backbone.attach(model.adapter, updates, adapter.ref)
+            backbone.attach(name, updates, adapter.ref)
+        size = sum((update.a.numel() + update.b.numel()) * backbone.dtype.itemsize for update in updates.values())
+        return Attached(backbone, name), size
+
+    def _drop(self, items: list[Any]) -> None:
+        """Let go of what was evicted, and of its memory."""
+        while items:
+            item = items.pop()
+            if isinstance(item, Attached):
+                with self._running:
+                    item.backbone.detach(item.name)
+            else:
+                log.info("dropped %s from memory for other models", item.ref)
+        item = None
+        gc.collect()  # rows that are done still know their backbone, in cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def _default_cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * CUDA_CACHE_SHARE)
-    return CPU_CACHE_BYTES
+def _keys(description: Description, dtype: torch.dtype) -> list[Any]:
+    """What names a model in memory: its backbone, and its adapter where it is one."""
+    backbone = (description.backbone.folder.resolve(), dtype)
+    return [backbone] if description.adapter is None else [backbone, (description.source.folder.resolve(), backbone)]

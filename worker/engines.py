@@ -26,7 +26,9 @@ class RowEngine(Protocol):
 
     def start(self) -> None: ...  # noqa: D102
     def stop(self) -> None: ...  # noqa: D102
-    def load(self, spec: GenerationSpec) -> "GuidedModel": ...  # noqa: D102
+    def load(self, spec: GenerationSpec, give_up: Callable[[], bool]) -> "GuidedModel": ...  # noqa: D102
+    def hold(self, guided: "GuidedModel") -> bool: ...  # noqa: D102
+    def let_go(self, guided: "GuidedModel") -> None: ...  # noqa: D102
     def submit(self, guided: "GuidedModel", row: PromptRow) -> Future[list[Completion]]: ...  # noqa: D102
 
 
@@ -44,13 +46,14 @@ def make_engine(settings: Settings) -> RowEngine:
             dtype=settings.dtype,
             max_running=settings.max_running,
             kv_cache_bytes=settings.kv_cache_bytes,
+            model_memory_bytes=settings.model_memory_bytes,
         )
     )
 
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """A job's spec with its models in memory."""
+    """A job's spec with its models."""
 
     spec: GenerationSpec
     guided: "GuidedModel"
@@ -87,25 +90,37 @@ class Engines:
         if self._engine is not None:
             self._engine.stop()
 
-    def job(self, job_id: str, read_job: Callable[[], Job]) -> LoadedJob:
-        """A job's models, loaded where they are not yet; blocks while they load.
+    def job(self, job_id: str, read_job: Callable[[], Job], give_up: Callable[[], bool]) -> LoadedJob:
+        """A job's models, loaded where they are not in memory, which they stay in until `let_go`.
+
+        Blocks while they load, and while models in use leave no room for them.
+
+        Args:
+            give_up: asked from time to time while there is no room.
 
         Raises:
             ModelsError: the spec is wrong or not allowed, its models cannot be loaded, or the engine cannot do such a
                 job.
+            ModelsInUseError: there was no room until `give_up` said so.
         """
         with self._lock:
-            if job_id in self._jobs:
+            known = self._jobs.get(job_id)
+            if known is not None:
                 self._jobs.move_to_end(job_id)
-                return self._jobs[job_id]
+        if known is not None and self.engine.hold(known.guided):
+            return known
         job = read_job()
         spec = GenerationSpec.parse(job.spec)
         admit(spec, self._settings)
         if job.kind == SCORE:
             require_scorer(self.engine)
-        loaded = LoadedJob(spec, self.engine.load(spec), job.kind)
+        loaded = LoadedJob(spec, self.engine.load(spec, give_up), job.kind)
         with self._lock:
             self._jobs[job_id] = loaded
             while len(self._jobs) > JOBS_KEPT:
                 self._jobs.popitem(last=False)
         return loaded
+
+    def let_go(self, job: LoadedJob) -> None:
+        """Let go of a job's models; they stay in memory until others need that."""
+        self.engine.let_go(job.guided)

@@ -113,9 +113,12 @@ def _engine_metrics(stats: Any, max_running: int) -> Iterable[Any]:
     yield _gauge("genarm_num_requests_waiting", "Sequences that wait for room in the engine.", stats.waiting)
     yield _gauge("genarm_batch_occupancy", "Running sequences over the most that may run.", stats.running / max_running)
     yield _gauge("genarm_kv_cache_usage_perc", "Share of the fullest KV cache in use, 0 to 1.", stats.kv_cache_usage)
+    yield _gauge("genarm_model_memory_bytes", "What models and their KV caches take.", stats.model_bytes)
+    yield _gauge("genarm_model_memory_budget_bytes", "What they may take.", stats.model_budget_bytes)
     for name, text, value in (
         ("genarm_num_preemptions", "Sequences that lost their KV cache and were computed again.", stats.preemptions),
         ("genarm_engine_steps", "Steps of the engine.", stats.steps),
+        ("genarm_model_evictions", "Models and adapters dropped from memory for others.", stats.model_evictions),
         ("genarm_engine_generated_tokens", "Tokens that were drawn, written or not.", stats.generated_tokens),
     ):
         yield CounterMetricFamily(name, text, value=float(value))

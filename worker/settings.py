@@ -45,7 +45,13 @@ class Settings(BaseSettings):
     )
     max_running: int = Field(64, ge=1, description="Sequences that the engine generates at once.")
     kv_cache_bytes: int | None = Field(
-        None, ge=1, description="Memory for each model's KV cache; unset: a share of the device's memory."
+        None, ge=1, description="Memory for each model's KV cache; unset: a share of what the models leave."
+    )
+    model_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Memory for models and their KV caches; the least recently used models are dropped for others. "
+        "Unset: 90 % of what is free on the GPU, or 80 % of the memory of the machine or container.",
     )
     worker_threads: int = Field(
         8, ge=1, le=256, description="Shards that one worker holds at once; the engine batches across them."

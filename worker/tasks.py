@@ -20,9 +20,11 @@ from db.shards import Lease, NewCompletion, RequestRow, RowOutcome
 from models.completion import Completion
 from models.errors import (
     IncompatibleArmError,
+    ModelMemoryError,
     ModelNotAllowedError,
     ModelNotFoundError,
     ModelsError,
+    ModelsInUseError,
     RowError,
     SpecError,
     UnsupportedModelError,
@@ -46,6 +48,7 @@ JOB_ERROR_CODES = {
     ModelNotFoundError: "model_not_found",
     UnsupportedModelError: "unsupported_model",
     IncompatibleArmError: "incompatible_arm",
+    ModelMemoryError: "models_too_large",
 }
 LARGEST_ID = 2**63 - 1
 
@@ -156,22 +159,34 @@ class ShardRun:
     def _run(self) -> None:
         started = time.monotonic()
         job = self._load_job()
-        if job is None:
-            return
+        if job is not None:
+            try:
+                self._generate(job)
+            finally:
+                self._service.engines.let_go(job)
+        if job is not None or self._ended is not None:
+            self._close(time.monotonic() - started)
+
+    def _generate(self, job: LoadedJob) -> None:
         if self._service.is_draining:
             self.end(Ending.HANDED_BACK)
         rows = self._service.database.insist(lambda: db.shards.pending_rows(self._ledger, self.lease))
         self._submit(job, rows)
         self._collect()
-        self._close(time.monotonic() - started)
 
     def _load_job(self) -> LoadedJob | None:
-        """The job's models; None when the job is gone, or fails because its models cannot be loaded."""
+        """The job's models; None when the job is gone, fails because they cannot be loaded, or the shard has ended."""
         job_id, insist = self.lease.job_id, self._service.database.insist
         try:
-            return self._service.engines.job(job_id, lambda: insist(lambda: db.jobs.find(self._ledger, job_id)))
+            return self._service.engines.job(
+                job_id,
+                lambda: insist(lambda: db.jobs.find(self._ledger, job_id)),
+                give_up=lambda: self._ended is not None or self._service.is_draining,
+            )
         except JobNotFoundError:
             log.info("%s was deleted", job_id)
+        except ModelsInUseError:
+            self.end(Ending.HANDED_BACK)
         except ModelsError as error:
             code = JOB_ERROR_CODES.get(type(error), "model_error")
             message = str(error)

@@ -29,7 +29,8 @@ DASHBOARD = Path("monitoring/grafana-dashboard.json")
 ENGINE_METRICS = {
     "genarm_num_requests_running", "genarm_num_requests_waiting", "genarm_batch_occupancy",
     "genarm_kv_cache_usage_perc", "genarm_num_preemptions_total", "genarm_engine_steps_total",
-    "genarm_engine_generated_tokens_total",
+    "genarm_engine_generated_tokens_total", "genarm_model_memory_bytes", "genarm_model_memory_budget_bytes",
+    "genarm_model_evictions_total",
 }  # fmt: skip
 """Of the real engine; the fake one has no figures."""
 

@@ -98,13 +98,16 @@ def _models(settings: Settings) -> Finding:
 
 def _device(settings: Settings) -> Finding:
     from models.errors import ModelsError
+    from models.memory import default_budget
     from models.zoo import Placement
 
     try:
         placement = Placement.choose(settings.device, settings.dtype)
     except ModelsError as error:
         return Finding("device", False, str(error))
-    return Finding("device", True, f"{placement.device}, {str(placement.dtype).removeprefix('torch.')}")
+    memory = settings.model_memory_bytes or default_budget(placement.device)
+    dtype = str(placement.dtype).removeprefix("torch.")
+    return Finding("device", True, f"{placement.device}, {dtype}, {memory / 2**30:.1f} GiB for models")
 
 
 def _extras(settings: Settings) -> Finding:
