@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +34,18 @@ class Segments:
 class AdaptedLinear(nn.Module):
     """A linear layer of the backbone whose adapters act on their own rows only."""
 
-    def __init__(self, linear: nn.Linear, segments: Segments) -> None:
+    def __init__(self, linear: nn.Linear, segments: Segments, dtype: torch.dtype) -> None:
         super().__init__()
         self.linear = linear
         self.segments = segments
+        self.dtype = dtype
         self.updates: dict[str, LowRank] = {}
 
     def add(self, adapter: str, update: LowRank) -> None:
         """Let an adapter act here."""
-        to = self.linear.weight
-        self.updates[adapter] = LowRank(update.a.to(to), update.b.to(to), update.scaling)
+        device = self.linear.weight.device
+        a, b = (part.to(device, self.dtype) for part in (update.a, update.b))
+        self.updates[adapter] = LowRank(a, b, update.scaling)
 
     def forward(self, states: Tensor) -> Tensor:
         """[1, tokens, in_features] to [1, tokens, out_features]."""
@@ -165,8 +167,10 @@ def attach(model: nn.Module, segments: Segments, adapter: str, updates: dict[str
                 "merge it with peft's merge_and_unload() and give the merged model's folder"
             )
         if not isinstance(module, AdaptedLinear | AdaptedPackedLinear):
-            wrapper: Any = AdaptedPackedLinear if isinstance(module, PackedLinear) else AdaptedLinear
-            module = wrapper(module, segments)
+            if isinstance(module, PackedLinear):
+                module = AdaptedPackedLinear(module, segments)
+            else:
+                module = AdaptedLinear(cast(nn.Linear, module), segments, cast(torch.dtype, model.dtype))
             model.set_submodule(name, module)
         module.add(adapter, update)
 

@@ -35,8 +35,7 @@ class Backbone:
         self.model: Any = model
         self.ref = ref
         self.kernels = kernels
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = self.model.device, self.model.dtype
         self._segments = Segments()
         shapes = self._probe_shapes()
         blocks = cache_bytes // (bytes_per_token(shapes, self.dtype) * BLOCK_SIZE)

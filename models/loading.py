@@ -1,5 +1,6 @@
 """From a reference to a model's description (tokenizer, template, limits), and to its weights."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,20 @@ def _require_supported(config: Any, ref: str) -> None:
             f"{ref}: its {bad.pop()} rotary embedding changes with the longest sequence in the batch, "
             "so that rows would disturb each other"
         )
+    _require_rows_alone(config, ref)
+
+
+def _require_rows_alone(config: Any, ref: str) -> None:
+    """Refuse a quantisation that looks at all rows of a batch."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    fields = settings if isinstance(settings, dict) else settings.to_dict()
+    if fields.get("load_in_8bit") and fields.get("llm_int8_threshold", 6.0) > 0:
+        raise UnsupportedModelError(
+            f"{ref}: bitsandbytes chooses by all rows of a batch which columns run in 16 bits, so that rows would "
+            "disturb each other; set llm_int8_threshold to 0.0 in the quantization_config of its config.json"
+        )
 
 
 def load_weights(description: Description, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -157,6 +172,8 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
     from transformers import AutoModelForCausalLM
 
     ref = description.backbone.ref
+    is_quantised = getattr(description.config, "quantization_config", None) is not None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product that it rounds
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             description.backbone.folder,
@@ -167,6 +184,7 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, in words of ours
             output_loading_info=True,
+            device_map={"": device} if is_quantised else None,  # their libraries prepare weights for where they run
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:  # a quantised one needs its library
         raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({first_line(error)})") from None
@@ -174,8 +192,8 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
     if not getattr(model, "_supports_attention_backend", False):
         raise UnsupportedModelError(f"{ref}: {type(model).__name__} does not let its attention be replaced")
     model.requires_grad_(False)
-    module: torch.nn.Module = model.eval().to(device)
-    return module
+    module: torch.nn.Module = model.eval()
+    return module if is_quantised else module.to(device)
 
 
 def _require_all_weights(found: dict[str, Any], ref: str) -> None:

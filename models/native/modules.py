@@ -65,7 +65,7 @@ def use_kernels(model: Any, kernels: Kernels) -> None:
     """
     head = model.get_output_embeddings()
     for name, module in list(model.named_modules()):
-        if type(module) in (nn.Linear, Conv1D) and _weight(module).shape[1] % kernels.step == 0:
+        if _is_plain_linear(module) and _weight(module).shape[1] % kernels.step == 0:
             model.set_submodule(name, PackedLinear(kernels, module, wide=module is head))
         elif _is_plain_rms_norm(module) and _agree(fused := FusedRMSNorm(kernels, module), module):
             model.set_submodule(name, fused)
@@ -76,6 +76,11 @@ def use_kernels(model: Any, kernels: Kernels) -> None:
                 model.set_submodule(name, fused_mlp)
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()  # what is left lets go of the mapped file, which counts as memory
+
+
+def _is_plain_linear(module: Any) -> bool:
+    """Whether a layer's weights are plain numbers; quantised ones may sit in a plain nn.Linear."""
+    return type(module) in (nn.Linear, Conv1D) and type(module.weight) is nn.Parameter
 
 
 def _is_plain_rms_norm(module: Any) -> bool:

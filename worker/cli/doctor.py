@@ -22,6 +22,7 @@ EXTRAS = {
     "parquet": "pyarrow",
     "gguf": "gguf",
     "train": "accelerate",
+    "quantised": "torchao",
 }
 
 
