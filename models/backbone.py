@@ -1,7 +1,7 @@
 """One set of weights with the adapters that ride on it: a forward pass over rows of several sequences."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,9 @@ from models.gathered_attention import GatheredCache
 from models.native.attention import NativeCache
 from models.native.kernels import Kernels
 from models.native.modules import use_kernels
-from models.packing import pack
+from models.packing import PackedStep, pack
 from models.sequence import Chunk
+from models.static_decode import StaticDecode, capture_for
 
 
 class Backbone:
@@ -26,16 +27,19 @@ class Backbone:
         ref: its reference, for messages.
         cache_bytes: memory for keys and values.
         kernels: the kernels to run it with; None: PyTorch's own operations.
+        static: run decodes in static shapes, on CUDA as graphs; not with the kernels, which need none.
 
     Raises:
         UnsupportedModelError: not every layer of the model goes through our attention, or the budget holds no block.
     """
 
-    def __init__(self, model: nn.Module, ref: str, cache_bytes: int, kernels: Kernels | None) -> None:
+    def __init__(
+        self, model: nn.Module, ref: str, cache_bytes: int, kernels: Kernels | None, static: bool = False
+    ) -> None:
         self.model: Any = model
         self.ref = ref
         self.kernels = kernels
-        self.device, self.dtype = self.model.device, self.model.dtype
+        self.device, self.dtype = cast(torch.device, model.device), cast(torch.dtype, model.dtype)
         self._segments = Segments()
         shapes = self._probe_shapes()
         blocks = cache_bytes // (bytes_per_token(shapes, self.dtype) * BLOCK_SIZE)
@@ -45,6 +49,9 @@ class Backbone:
         if kernels is not None:
             use_kernels(model, kernels)
         self._cache = self._make_cache(shapes)
+        self._static = None
+        if static and isinstance(self._cache, GatheredCache):
+            self._static = StaticDecode(self._cache, self._segments, self._run_model, capture_for(self.device))
 
     def _make_cache(self, shapes: dict[int, LayerShape]) -> AttentionCache:
         if self.kernels is not None and NativeCache.fits(shapes, self.kernels):
@@ -90,13 +97,16 @@ class Backbone:
 
         Returns:
             Logits [m, rows of the LM head] in the model's dtype, and the chunks that they belong to, in order: as many
-            rows as each chunk wants.
+            rows as each chunk wants. The next run may overwrite the logits.
         """
-        packed = pack(chunks)
+        found = self._static.run(chunks) if self._static is not None else None
+        logits, wanting = found or self._run_packed(pack(chunks))
+        for chunk in chunks:
+            chunk.stream.cached += chunk.count
+        return logits, wanting
+
+    def _run_packed(self, packed: PackedStep) -> tuple[Tensor, list[Chunk]]:
         self._segments.tokens = packed.adapters
         keep = torch.tensor(packed.wanted_tokens, dtype=torch.int64)  # may be empty
         ids, positions = torch.from_numpy(packed.ids), torch.from_numpy(packed.positions)
-        logits = self._run_model(ids, positions, keep, self._cache.step(packed))
-        for chunk in chunks:
-            chunk.stream.cached += chunk.count
-        return logits, packed.wanting
+        return self._run_model(ids, positions, keep, self._cache.step(packed)), packed.wanting

@@ -47,6 +47,9 @@ class EngineSettings:
     use_kernels: bool = True
     """Run models on the CPU with our own kernels, where there is a C compiler; else with PyTorch's operations."""
 
+    static_decode: bool | None = None
+    """Run decodes in static shapes, on CUDA as graphs; None: on CUDA. Not where the kernels run, which need none."""
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -108,6 +111,7 @@ class Engine:
             settings.use_kernels,
             self._running_lock,
             settings.model_memory_bytes,
+            settings.static_decode,
         )
         self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
@@ -241,7 +245,7 @@ class Engine:
             logits = StepLogits()
             for backbone, chunks in plan.chunks.items():
                 logits.run(backbone, chunks)
-            return draw_tokens([(s.request.guided, s) for s in plan.ready], logits) if plan.ready else []
+            return draw_tokens([(s.request.guided, s) for s in plan.ready], logits)
 
     def _recover(self, error: Exception) -> None:
         """After a step that failed: with too little memory run half as many at once; else the rows in work fail."""

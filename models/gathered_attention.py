@@ -26,9 +26,11 @@ class GatheredCache:
 
     def __init__(self, shapes: dict[int, LayerShape], blocks: int, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        self.scratch = blocks
+        """One more block, where padding writes; nobody reads it."""
 
         def storage(heads: int, dim: int) -> Tensor:
-            return torch.zeros(blocks, BLOCK_SIZE, heads, dim, dtype=dtype, device=device)
+            return torch.zeros(blocks + 1, BLOCK_SIZE, heads, dim, dtype=dtype, device=device)
 
         self.keys = {layer: storage(shape.heads, shape.key_dim) for layer, shape in shapes.items()}
         self.values = {layer: storage(shape.heads, shape.value_dim) for layer, shape in shapes.items()}
@@ -48,7 +50,8 @@ class GatheredCache:
         """The keys and values of sequences by their block tables.
 
         Args:
-            tables: block numbers, int64 [n, blocks], padded with any valid block.
+            tables: block numbers, int64 [n, blocks], padded with blocks of the same sequence: zero times what is there
+                is added, and that must not be another's NaN.
 
         Returns:
             keys [n, heads, blocks·BLOCK_SIZE, key_dim] and values [n, heads, blocks·BLOCK_SIZE, value_dim].
@@ -112,7 +115,7 @@ def runs(packed: PackedStep, device: torch.device) -> list[Run]:
 def _run_of(group: Sequence[Chunk], start: int, device: torch.device) -> Run:
     count = group[0].count
     blocks = max(-(-(chunk.stream.cached + count) // BLOCK_SIZE) for chunk in group)
-    tables = [[*chunk.stream.blocks, *[0] * blocks][:blocks] for chunk in group]
+    tables = [[*chunk.stream.blocks, *[chunk.stream.blocks[0]] * blocks][:blocks] for chunk in group]
     positions = [list(range(chunk.stream.cached, chunk.stream.cached + count)) for chunk in group]
     return Run(
         tokens=slice(start, start + len(group) * count),

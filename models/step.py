@@ -1,7 +1,7 @@
 """One step's arithmetic: from the backbones' logits to drawn tokens, log-probabilities and rewards."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ class StepLogits:
     """The logits of one step from which tokens are drawn, by stream."""
 
     def __init__(self) -> None:
+        self.pending: list[Pending] = []
         self._logits: list[Tensor] = []
         self._places: dict[int, tuple[int, int]] = {}
 
@@ -44,12 +45,29 @@ class StepLogits:
         row, drawn = 0, list[int]()
         for chunk in wanting:
             if isinstance(chunk.stream, ScoredStream):
-                _score(chunk.stream, logits[row : row + chunk.wants])
+                self._score(chunk.stream, logits[row : row + chunk.wants])
             else:
                 self._places[id(chunk.stream)] = (len(self._logits), len(drawn))
                 drawn.append(row)
             row += chunk.wants
         self._logits.append(logits if len(drawn) == row else logits[drawn])
+
+    def _score(self, stream: ScoredStream, logits: Tensor) -> None:
+        """Keep the log-probabilities of the response's tokens that a scored stream's last tokens predict.
+
+        Args:
+            logits: after these tokens, [n, rows of the LM head].
+        """
+        places = stream.places(len(logits))
+        tokens, real = stream.response[places], stream.model.real_logits(logits)
+
+        def take(logprobs: Sequence[float]) -> None:
+            stream.logprobs[places] = array("d", logprobs)
+
+        if (kernels := stream.backbone.kernels) is not None:
+            take(kernels.score(real, tokens))
+        else:
+            self.pending.append(Pending(logprobs_of(real, torch.tensor(tokens, device=real.device)), take))
 
     def of(self, model: LoadedModel, streams: Sequence[Stream]) -> Tensor:
         """The real logits of streams of one model, float32 [len(streams), size of its vocabulary]."""
@@ -69,38 +87,47 @@ class StepLogits:
         return self._logits[places[0][0]], [row for _, row in places]  # the streams of one model run on one backbone
 
 
-def _score(stream: ScoredStream, logits: Tensor) -> None:
-    """Keep the log-probabilities of the response's tokens that a scored stream's last tokens predict.
+@dataclass(frozen=True)
+class Pending:
+    """Numbers that are still on the device, and who takes them once they are here."""
 
-    Args:
-        logits: after these tokens, [n, rows of the LM head].
-    """
-    places = stream.places(len(logits))
-    tokens, real = stream.response[places], stream.model.real_logits(logits)
-    kernels = stream.backbone.kernels
-    if kernels is not None:
-        logprobs = kernels.score(real, tokens)
-    else:
-        logprobs = logprobs_of(real, torch.tensor(tokens, device=real.device)).tolist()
-    stream.logprobs[places] = array("d", logprobs)
+    values: Tensor
+    """Of any shape; whole numbers up to 2⁵³ are exact."""
+    take: Callable[[list[float]], None]
+    """Takes them row by row, one after the other."""
+
+
+def fetch(pending: Sequence[Pending]) -> None:
+    """Bring all numbers to the host in one copy, which is the only one of a step that waits for the device."""
+    if not pending:
+        return
+    device = pending[0].values.device
+    numbers = torch.cat([one.values.double().flatten().to(device) for one in pending]).tolist()
+    first = 0
+    for one in pending:
+        end = first + one.values.numel()
+        one.take(numbers[first:end])
+        first = end
 
 
 def draw_tokens(ready: Iterable[tuple[GuidedModel, Sample]], logits: StepLogits) -> list[Drawn]:
-    """Draw the next token of every sequence that has its logits.
+    """Draw the next token of every sequence that has its logits; the scores of the step are complete after it.
 
     Sequences with the same base and ARMs are computed together, whatever their weights, sampling and seeds.
     """
     groups: dict[tuple[LoadedModel, ...], list[tuple[GuidedModel, Sample]]] = {}
     for guided, sequence in ready:
         groups.setdefault(guided.models, []).append((guided, sequence))
-    drawn = []
+    drawn: list[Drawn] = []
+    pending = list(logits.pending)
     for group in groups.values():
         guided, sequences = group[0][0], [sequence for _, sequence in group]
         kernels = guided.base.backbone.kernels
         if kernels is not None:
             drawn += _draw_with_kernels(kernels, guided, sequences, logits)
         else:
-            drawn += _draw_with_torch(guided, sequences, logits)
+            pending.append(_draw_with_torch(guided, sequences, logits, drawn))
+    fetch(pending)
     return drawn
 
 
@@ -141,7 +168,10 @@ def _draw_with_kernels(
     return _drawn(sequences, tokens, logprobs)
 
 
-def _draw_with_torch(guided: GuidedModel, sequences: Sequence[Sample], logits: StepLogits) -> list[Drawn]:
+def _draw_with_torch(
+    guided: GuidedModel, sequences: Sequence[Sample], logits: StepLogits, drawn: list[Drawn]
+) -> Pending:
+    """What is drawn is on the device at first; it is added to `drawn` as it comes to the host."""
     base = logits.of(guided.base, _streams(sequences, 0))
     everyone = torch.arange(len(sequences), device=base.device)
     arms = []
@@ -154,5 +184,10 @@ def _draw_with_torch(guided: GuidedModel, sequences: Sequence[Sample], logits: S
     is_finite = scores.amax(dim=1).isfinite()
     columns = [torch.where(is_finite, tokens, -1), logprobs_of(scores, tokens), logprobs_of(base, tokens)]
     columns += [logprobs_of(arm.logits, tokens) for arm in arms]
-    reported = torch.stack([column.double() for column in columns], dim=1).tolist()  # the step's one copy to the host
-    return _drawn(sequences, [int(token) for token, *_ in reported], [logprobs for _, *logprobs in reported])
+    reported = torch.stack([column.double() for column in columns], dim=1)
+
+    def take(numbers: list[float]) -> None:
+        rows = [numbers[first : first + len(columns)] for first in range(0, len(numbers), len(columns))]
+        drawn.extend(_drawn(sequences, [int(token) for token, *_ in rows], [logprobs for _, *logprobs in rows]))
+
+    return Pending(reported, take)

@@ -97,6 +97,7 @@ class Zoo:
         cache_bytes: KV cache of each backbone; None: a share of what the models leave of the memory for them.
         memory_bytes: for models and their KV caches; None: a share of the device's memory.
         use_kernels: run models on the CPU with our own kernels where they can be compiled.
+        static_decode: run decodes in static shapes; None: on CUDA, as graphs.
         running: held while a loaded backbone is changed, so that no forward pass sees half an adapter.
     """
 
@@ -109,12 +110,14 @@ class Zoo:
         use_kernels: bool,
         running: threading.RLock,
         memory_bytes: int | None = None,
+        static_decode: bool | None = None,
     ) -> None:
         self._home = home
         self._device = device
         self._dtype = dtype
         self._cache_bytes = cache_bytes
         self._memory_bytes = memory_bytes
+        self._static_decode = static_decode
         self._use_kernels = use_kernels
         self._running = running
         self._starting = threading.Lock()
@@ -239,10 +242,11 @@ class Zoo:
 
     def _backbone(self, description: Description, placement: Placement, cache_bytes: int) -> Backbone:
         kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
+        static = placement.device.type == "cuda" if self._static_decode is None else self._static_decode
         ref = description.backbone.ref
         try:
             model = load_weights(description, placement.dtype, placement.device)
-            return Backbone(model, ref, cache_bytes, kernels)
+            return Backbone(model, ref, cache_bytes, kernels, static)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise ModelMemoryError(
                 f"{ref}: there is no memory for it and its KV cache of {cache_bytes} bytes ({first_line(error)}): stop "

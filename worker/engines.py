@@ -47,6 +47,7 @@ def make_engine(settings: Settings) -> RowEngine:
             max_running=settings.max_running,
             kv_cache_bytes=settings.kv_cache_bytes,
             model_memory_bytes=settings.model_memory_bytes,
+            static_decode=None if settings.cuda_graphs else False,
         )
     )
 

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         description="Memory for models and their KV caches; the least recently used models are dropped for others. "
         "Unset: 90 % of what is free on the GPU, or 80 % of the memory of the machine or container.",
     )
+    cuda_graphs: bool = Field(
+        True, description="Replay decode steps as CUDA graphs; off where a model is wrong with them."
+    )
     worker_threads: int = Field(
         8, ge=1, le=256, description="Shards that one worker holds at once; the engine batches across them."
     )

@@ -15,6 +15,7 @@ from models.guided import GuidedModel
 from models.scoring import ResponseRow, ScoredResponse
 from models.spec import GenerationSpec, PromptRow
 from tests.generation.plain import PlainArm, PlainOutput, plain_generate, plain_score
+from tests.generation.tape import Tape
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,10 +34,29 @@ def use_kernels() -> bool:
 
 
 @pytest.fixture
-def make_engine(tmp_path: Path, use_kernels: bool) -> Callable[..., Engine]:
+def static_decode() -> bool:
+    """Decodes in static shapes; modules that test them make it a parameter."""
+    return False
+
+
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Let static steps replay what they did first, as a CUDA graph does; the list has a tape for each shape."""
+    tapes: list[Tape] = []
+
+    def capture(step: Any) -> Tape:
+        tapes.append(Tape(step))
+        return tapes[-1]
+
+    monkeypatch.setattr("models.backbone.capture_for", lambda device: capture)
+    return tapes
+
+
+@pytest.fixture
+def make_engine(tmp_path: Path, use_kernels: bool, static_decode: bool) -> Callable[..., Engine]:
     def make(**settings: Any) -> Engine:
         defaults: dict[str, Any] = {"home": tmp_path, "device": "cpu", "dtype": "float32", "kv_cache_bytes": 16 * 2**20}
-        defaults["use_kernels"] = use_kernels
+        defaults |= {"use_kernels": use_kernels, "static_decode": static_decode}
         return Engine(EngineSettings(**{**defaults, **settings}))
 
     return make

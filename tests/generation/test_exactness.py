@@ -19,10 +19,20 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(params=[True, False], ids=["kernels", "torch"])
-def use_kernels(request: Any) -> bool:
-    use: bool = request.param
-    return use
+@pytest.fixture(params=["kernels", "torch", "static"])
+def execution(request: Any) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def use_kernels(execution: str) -> bool:
+    return execution == "kernels"
+
+
+@pytest.fixture
+def static_decode(execution: str, taped: Any) -> bool:
+    return execution == "static"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
