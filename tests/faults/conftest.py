@@ -4,19 +4,7 @@ import pytest
 
 from db import faults
 from tests.ledger.conftest import expire  # noqa: F401
-from tests.service.conftest import (  # noqa: F401
-    job,
-    ledger,
-    publish,
-    results,
-    run_shards,
-    service,
-    settings,
-    submit,
-    wait_until,
-    worker,
-    worker_log,
-)
+from tests.service.conftest import *  # noqa: F403 - its fixtures are those of these tests too
 
 
 @pytest.fixture

@@ -6,19 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.conftest import (  # noqa: F401 - fixtures
-    job,
-    ledger,
-    publish,
-    results,
-    run_shards,
-    service,
-    settings,
-    submit,
-    wait_until,
-    worker,
-    worker_log,
-)
+from tests.service.conftest import *  # noqa: F403 - its fixtures are those of these tests too
 from tests.tiny_models import make_adapter, make_model
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -39,6 +40,24 @@ def fact(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
 def note(text: str) -> None:
     """Something for people, on stderr."""
     _stderr.print(text, markup=False)
+
+
+def agreed(question: str) -> bool:
+    """Ask on stderr, and say so where the answer is no; who cannot answer, for lack of a terminal, says no.
+
+    Raises:
+        click.Abort: Ctrl-C.
+    """
+    try:
+        answer = click.confirm(question, err=True)
+    except click.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise
+        answer = False
+        note("")
+    if not answer:
+        note("Nothing was changed.")
+    return answer
 
 
 def error(text: str) -> None:

@@ -5,6 +5,7 @@ import click
 from db.migrations import runner
 from db.session import Ledger, connect, redacted
 from worker.cli import console
+from worker.cli.errors import Exit
 from worker.cli.options import json_option
 from worker.settings import Settings
 
@@ -51,7 +52,8 @@ def upgrade(revision: str, as_json: bool) -> None:
 @click.argument("revision")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def downgrade(revision: str, yes: bool, as_json: bool) -> None:
+@click.pass_context
+def downgrade(context: click.Context, /, revision: str, yes: bool, as_json: bool) -> None:
     """Bring the schema down to a revision; `base` removes all tables and their rows.
 
     \b
@@ -59,8 +61,8 @@ def downgrade(revision: str, yes: bool, as_json: bool) -> None:
         genarm db downgrade base --yes
     """
     ledger = _ledger()
-    if not yes:
-        click.confirm(f"Downgrade {redacted(ledger)} to {revision}? Rows may be lost.", abort=True, err=True)
+    if not (yes or console.agreed(f"Downgrade {redacted(ledger)} to {revision}? Rows may be lost.")):
+        context.exit(Exit.FAILURE)
     runner.downgrade(ledger, revision)
     _tell(ledger, as_json)
 
