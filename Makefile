@@ -23,9 +23,10 @@ test: $(STAMP)  ## run all tests, against real Redis, PostgreSQL and SQLite
 	$(BIN)/python -m pytest
 
 chaos: export OMP_NUM_THREADS = 1
-chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each database
+chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each database; outages of a minute
 	$(BIN)/python -m tests.faults.chaos --database postgresql $(CHAOS)
 	$(BIN)/python -m tests.faults.chaos --database sqlite $(CHAOS)
+	OUTAGE_SECONDS=60 $(BIN)/python -m pytest tests/faults/test_commands.py
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
 	$(BIN)/python -m benchmarks.ledger $(BENCH)

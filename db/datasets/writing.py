@@ -37,7 +37,7 @@ def whole_file(target: str, is_binary: bool = False) -> Iterator[IO[Any]]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    is_special = Path(target).exists() and not Path(target).is_file()  # a pipe, /dev/null
+    is_special = not is_renamed(target)
     path = Path(target) if is_special else Path(target).resolve()
     part = path if is_special else path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -52,6 +52,11 @@ def whole_file(target: str, is_binary: bool = False) -> Iterator[IO[Any]]:
         with suppress(OSError):
             if not is_special:
                 part.unlink()
+
+
+def is_renamed(target: str) -> bool:
+    """Whether `whole_file` keeps its promise there: not for stdout, a pipe, /dev/null."""
+    return target != STDOUT and (Path(target).is_file() or not Path(target).exists())
 
 
 def _sync(path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 import db.jobs
+from db.datasets.writing import is_renamed
 from db.errors import DatasetError
 from db.exports import Export, Exported, check_export, export
 from db.jobs import Job
@@ -15,6 +16,7 @@ from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.following import exit_code, followed_spans
 from worker.cli.options import job_id_argument, json_option
+from worker.cli.waiting import insist
 from worker.ledger import open_ledger
 from worker.settings import Settings
 
@@ -71,11 +73,15 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def write_export(ledger: Ledger, job: Job, wanted: Export, is_followed: bool = False) -> Exported:
-    """Write a job's results with a progress bar, and say how many."""
+    """Write a job's results with a progress bar, and say how many; a file is begun anew after an outage."""
     total = job.total_rows * (job.samples if wanted.shape == "completions" and wanted.file_format != "openai" else 1)
-    spans = followed_spans(ledger, job.id) if is_followed else None
-    with console.count_bar(f"writing {wanted.target}", total) as on_rows:
-        exported = export(ledger, job, wanted, spans, on_rows)
+
+    def write() -> Exported:
+        spans = followed_spans(ledger, job.id) if is_followed else None
+        with console.count_bar(f"writing {wanted.target}", total) as on_rows:
+            return export(ledger, job, wanted, spans, on_rows)
+
+    exported = insist(write) if is_renamed(wanted.target) else write()
     skipped = f", {exported.skipped} with nothing to choose left out" if exported.skipped else ""
     console.note(f"{exported.rows} rows{skipped}")
     return exported
@@ -106,4 +112,4 @@ def export_job(context: click.Context, /, job_id: str, follow: bool, as_json: bo
     exported = write_export(ledger, job, wanted, follow)
     if as_json:
         console.out_json({"id": job.id, "file": wanted.target, **asdict(exported)})
-    context.exit(exit_code(db.jobs.progress(ledger, job.id)) if follow else Exit.DONE)
+    context.exit(exit_code(insist(lambda: db.jobs.progress(ledger, job.id))) if follow else Exit.DONE)

@@ -4,19 +4,16 @@ import time
 from collections.abc import Callable, Iterator
 
 import db.jobs
-from db.errors import DatabaseUnreachableError
 from db.jobs import JobProgress
 from db.session import Ledger
 from db.spans import Span, ready_span
 from worker.cli import console
 from worker.cli.errors import Exit
-
-POLL_SECONDS = 0.25
-PATIENCE_SECONDS = 120.0
+from worker.cli.waiting import POLL_SECONDS, insist
 
 
 def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None) -> JobProgress:
-    """Show a job's progress until it has ended, through short outages of the database.
+    """Show a job's progress until it has ended, through outages of the database.
 
     Args:
         ledger: the database.
@@ -24,43 +21,28 @@ def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None
         check: called at each poll; may raise to give up.
 
     Raises:
-        DatabaseUnreachableError: it has been away for PATIENCE_SECONDS.
+        DatabaseUnreachableError: it has been away for too long.
         JobNotFoundError: the job was deleted.
     """
-    answered = time.monotonic()
     with console.job_view(job_id) as view:
         while True:
-            check()
-            try:
-                progress = db.jobs.progress(ledger, job_id)
-            except DatabaseUnreachableError:
-                if time.monotonic() - answered > PATIENCE_SECONDS:
-                    raise
-            else:
-                answered = time.monotonic()
-                view.show(progress)
-                if progress.job.status.is_final:
-                    return progress
+            progress = insist(lambda: db.jobs.progress(ledger, job_id), check)
+            view.show(progress)
+            if progress.job.status.is_final:
+                return progress
             time.sleep(POLL_SECONDS)
 
 
 def followed_spans(ledger: Ledger, job_id: str) -> Iterator[Span]:
-    """Rows of a job as they have their outcomes, in order, until it has ended; through short outages of the database.
+    """Rows of a job as they have their outcomes, in order, until it has ended; through outages of the database.
 
     Raises:
         DatabaseUnreachableError, JobNotFoundError: as `follow`.
     """
-    answered = time.monotonic()
     position, is_all = 0, False
     while not is_all:
-        try:
-            span, is_all = ready_span(ledger, job_id, position)
-        except DatabaseUnreachableError:
-            if time.monotonic() - answered > PATIENCE_SECONDS:
-                raise
-            time.sleep(POLL_SECONDS)
-            continue
-        answered = time.monotonic()
+        first = position
+        span, is_all = insist(lambda first=first: ready_span(ledger, job_id, first))  # type: ignore[misc]
         position = span.last
         if span.last > span.first:
             yield span

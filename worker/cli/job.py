@@ -9,17 +9,19 @@ import click
 
 import db.jobs
 from db.jobs import JobProgress
-from db.session import Ledger
 from worker.cli import console
+from worker.cli.errors import Exit
 from worker.cli.export import export_job
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
-from worker.errors import BrokerUnreachableError
+from worker.cli.waiting import announce_if_possible
 from worker.ledger import open_ledger
 from worker.report.sweep import Front, front_of, label
 from worker.settings import Settings
-from worker.submission import announce, submit
+from worker.submission import submit
+
+NO_WORKER = "a worker takes it up as soon as one runs: genarm up"
 
 
 @click.group()
@@ -51,15 +53,7 @@ def submit_job(source: str, as_json: bool, **options: Any) -> None:
         console.out_json({"id": submitted.id, "rows": submitted.total_rows})
     else:
         console.out(submitted.id)
-    _announce(ledger, settings)
-
-
-def _announce(ledger: Ledger, settings: Settings) -> None:
-    """Ring the workers; without Redis they find the job themselves once they run."""
-    try:
-        announce(ledger, settings)
-    except BrokerUnreachableError:
-        console.note("Redis does not answer. The job is stored; a worker takes it up as soon as one runs: genarm up")
+    announce_if_possible(ledger, settings, NO_WORKER)
 
 
 @job.command("list")
@@ -198,7 +192,7 @@ def retry(job_id: str, as_json: bool) -> None:
     found = db.jobs.find(ledger, job_id)
     count = db.jobs.retry_failed(ledger, found.id)
     console.fact({"id": found.id, "rows": count}, f"{found.id}: {count} rows to do again", as_json)
-    _announce(ledger, settings)
+    announce_if_possible(ledger, settings, NO_WORKER)
 
 
 job.add_command(export_job)
@@ -209,7 +203,8 @@ job.add_command(report_job)
 @job_id_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
-def delete(job_id: str, yes: bool, as_json: bool) -> None:
+@click.pass_context
+def delete(context: click.Context, /, job_id: str, yes: bool, as_json: bool) -> None:
     """Delete a job with all its rows and results.
 
     \b
@@ -218,7 +213,7 @@ def delete(job_id: str, yes: bool, as_json: bool) -> None:
     """
     ledger = open_ledger(Settings())
     found = db.jobs.find(ledger, job_id)
-    if not yes:
-        click.confirm(f"Delete {found.id} with its {found.total_rows} rows?", abort=True, err=True)
+    if not (yes or console.agreed(f"Delete {found.id} with its {found.total_rows} rows?")):
+        context.exit(Exit.FAILURE)
     db.jobs.delete(ledger, found.id)
     console.fact({"id": found.id, "deleted": True}, f"deleted {found.id}", as_json)

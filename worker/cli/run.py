@@ -14,10 +14,11 @@ from worker.cli.export import export_of, export_options, write_export
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.job import facts
 from worker.cli.options import generation_options, json_option, submission_of
+from worker.cli.waiting import announce_if_possible, insist, redis_check
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
-from worker.submission import Submission, announce, submit
+from worker.submission import Submission, submit
 
 
 @click.command()
@@ -65,10 +66,16 @@ def run_to_file(
             with console.status("starting Redis and a worker"):
                 stack.enter_context(redis_server(settings))
                 worker = stack.enter_context(worker_process(settings))
-            announce(ledger, settings)
-            progress = follow(ledger, job.id, worker.check)
+            announce_if_possible(ledger, settings, "the worker begins when it finds out by itself.")
+            look_at_redis = redis_check(settings)
+
+            def check() -> None:
+                worker.check()
+                look_at_redis()
+
+            progress = follow(ledger, job.id, check)
     except KeyboardInterrupt:
-        db.jobs.cancel(ledger, job.id)
+        insist(lambda: db.jobs.cancel(ledger, job.id))
         console.note(f"Cancelled {job.id}; finished rows: genarm job export {job.id} -o FILE")
         context.exit(Exit.INTERRUPTED)
     write_export(ledger, job, wanted)

@@ -1,0 +1,138 @@
+"""`genarm run` and `genarm job watch` as real processes, over servers that go away and come back."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import db.jobs
+from db.migrations import runner
+from db.session import connect
+from tests.faults.servers import Postgres, Redis
+from tests.tiny_models import make_model
+from worker.settings import Settings
+
+OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "3"))
+"""`make chaos` takes a minute."""
+GENARM = [sys.executable, "-c", "from worker.cli import main; main()"]
+ROWS = 400
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    server = Redis(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def postgres():
+    with tempfile.TemporaryDirectory(prefix="genarm-postgres-") as folder:
+        server = Postgres(Path(folder))
+        yield server
+        server.close()
+
+
+@pytest.fixture
+def settings(tmp_path, redis_server, postgres):
+    return Settings(
+        home=tmp_path / "home",
+        broker_url=redis_server.url,
+        database_url=postgres.url,
+        allow_any_model=True,
+        dtype="float32",
+    )
+
+
+@pytest.fixture
+def ledger(settings):
+    ledger = connect(settings.effective_database_url)
+    runner.upgrade(ledger)
+    yield ledger
+    ledger.dispose()
+
+
+@pytest.fixture
+def start(settings, tmp_path):
+    """Start genarm; PostgreSQL knows it by `name`."""
+    started = []
+
+    def start(name, *words):
+        environment = settings.environment() | {
+            "PGAPPNAME": name, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [*GENARM, *map(str, words)],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": index, "prompt": f"row {index}"}) + "\n" for index in range(ROWS)))
+    return path
+
+
+def follows(postgres, name):
+    """Whether the command of this name has asked for a job's progress."""
+    query = "SELECT query FROM pg_stat_activity WHERE application_name = %s"
+    with psycopg.connect(postgres.url) as connection:
+        return any("job_progress" in query for (query,) in connection.execute(query, (name,)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600 + 4 * OUTAGE_SECONDS)
+def test_run_and_watch_live_through_outages_and_say_so_once(
+    start, ledger, postgres, redis_server, dataset, tmp_path, wait_until
+):
+    model = make_model(tmp_path / "model", seed=1)
+    options = ["--base", model, "--max-new-tokens", "24", "--ignore-eos"]
+    run = start("run", "run", dataset, "-o", "out.jsonl", *options)
+    (job,) = wait_until(lambda: db.jobs.list_jobs(ledger), seconds=60)
+    watch = start("watch", "job", "watch", job.job.id, "--json")
+    wait_until(lambda: follows(postgres, "watch"), seconds=60)
+    wait_until(lambda: follows(postgres, "run"), seconds=120)
+
+    def completed_rows():
+        return db.jobs.progress(ledger, job.job.id).completed_rows
+
+    wait_until(completed_rows, seconds=60)
+    redis_server.kill()
+    postgres.stop_immediately()
+    time.sleep(OUTAGE_SECONDS)
+    postgres.start()
+    time.sleep(OUTAGE_SECONDS / 2)
+    redis_server.start()
+
+    said = run.communicate(timeout=240)[1]
+    assert run.returncode == 0, said
+    told, watched = watch.communicate(timeout=60)
+    assert watch.returncode == 0, watched
+    assert json.loads(told)["completed_rows"] == ROWS
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == list(range(ROWS))
+    assert all(len(row["tokens"]) == 24 for row in rows)
+    for text in (said, watched):
+        assert text.count("Waiting: the database at") == 1, text
+        assert text.count("The database answers again.") == 1, text
+    assert said.count("Waiting: Redis at") == said.count("Redis answers again.") == 1, said
