@@ -89,7 +89,7 @@ def measure(ledger: Ledger, shard_rows: int) -> dict[str, float]:
             pending = timed("read", lambda: db.shards.pending_rows(ledger, lease))  # noqa: B023
             outcomes = [RowOutcome(lease, row.request_id, [completion()], None) for row in pending]
             timed("write", lambda: db.shards.write(ledger, outcomes))  # noqa: B023
-            timed("complete", lambda: db.shards.complete(ledger, lease))  # noqa: B023
+            timed("complete", lambda: db.shards.complete(ledger, [lease]))  # noqa: B023
     timed("progress", lambda: db.jobs.progress(ledger, job.id))
     return {name: statistics.median(times) for name, times in seen.items()} | {"enqueue": enqueue}
 

@@ -17,6 +17,7 @@ A shard is a run of rows of one job. Its states:
 A message carries a shard's id and no right: lost, doubled or late, it changes nothing but the time of a claim.
 """
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,11 +55,11 @@ class Lease:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a heartbeat learned, as shard ids."""
+    """What a heartbeat learned."""
 
-    lost: set[int]
-    """Their leases are gone."""
-    cancelled: set[int]
+    lost: set[Lease]
+    """Gone."""
+    cancelled: set[Lease]
     """Their jobs are being cancelled; the leases hold until released."""
 
 
@@ -80,8 +81,8 @@ class Written:
     """Rows that now have their outcome."""
     duplicates: int
     """Rows that had one already; it stays."""
-    lost: set[int]
-    """Shards whose lease is gone; nothing was written for them."""
+    lost: set[Lease]
+    """Gone; nothing was written for them."""
     requests: set[int]
     """The requests of `rows`."""
 
@@ -134,36 +135,41 @@ def begin_alone(ledger: Ledger, lease: Lease) -> bool:
     """
     with writing(ledger) as connection:
         held = _lock_held(connection, [lease])
-        connection.execute(sa.update(shards).where(shards.c.id.in_(held)).values(lone_attempts=lease.lone_attempts + 1))
+        connection.execute(sa.update(shards).where(_shards_of(held)).values(lone_attempts=lease.lone_attempts + 1))
     return bool(held)
 
 
-def _lock_held(connection: sa.Connection, leases: Collection[Lease]) -> set[int]:
-    """Lock the shards of the leases that still hold, always in the same order, and return their ids."""
+def _lock_held(connection: sa.Connection, leases: Collection[Lease]) -> set[Lease]:
+    """Lock the shards of the leases, always in the same order, and return the leases that still hold.
+
+    A worker may come with two leases of one shard: one that it lost, and the one that it has by now.
+    """
     held = (
         sa.select(shards.c.id, shards.c.lease_token)
-        .where(shards.c.id.in_({lease.shard_id for lease in leases}), shards.c.state == ShardState.LEASED)
+        .where(_shards_of(leases), shards.c.state == ShardState.LEASED)
         .order_by(shards.c.id)
         .with_for_update()
     )
     tokens = dict(connection.execute(held).tuples().all())
-    return {lease.shard_id for lease in leases if tokens.get(lease.shard_id) == lease.token}
+    return {lease for lease in leases if tokens.get(lease.shard_id) == lease.token}
+
+
+def _shards_of(leases: Collection[Lease]) -> sa.ColumnElement[bool]:
+    return shards.c.id.in_({lease.shard_id for lease in leases})
 
 
 def heartbeat(ledger: Ledger, leases: Collection[Lease], lease_seconds: float) -> Heartbeat:
     """Extend leases, and learn which are lost and whose jobs are being cancelled."""
     with writing(ledger) as connection:
         held = _lock_held(connection, leases)
-        connection.execute(
-            sa.update(shards).where(shards.c.id.in_(held)).values(lease_expires_at=from_now(lease_seconds))
-        )
+        connection.execute(sa.update(shards).where(_shards_of(held)).values(lease_expires_at=from_now(lease_seconds)))
         cancelling = (
             sa.select(shards.c.id)
             .join(jobs, jobs.c.id == shards.c.job_id)
-            .where(shards.c.id.in_(held), jobs.c.status == JobStatus.CANCELLING)
+            .where(_shards_of(held), jobs.c.status == JobStatus.CANCELLING)
         )
         cancelled = set(connection.execute(cancelling).scalars())
-    return Heartbeat({lease.shard_id for lease in leases} - held, cancelled)
+    return Heartbeat(set(leases) - held, {lease for lease in held if lease.shard_id in cancelled})
 
 
 def pending_rows(ledger: Ledger, lease: Lease) -> list[RequestRow]:
@@ -196,48 +202,77 @@ def write(ledger: Ledger, outcomes: Sequence[RowOutcome]) -> Written:
     leases = {outcome.lease for outcome in outcomes}
     with writing(ledger) as connection:
         held = _lock_held(connection, leases)
-        kept = [outcome for outcome in outcomes if outcome.lease.shard_id in held]
+        kept = [outcome for outcome in outcomes if outcome.lease in held]
         new_requests = insert_outcomes(connection, kept)
         new = [outcome for outcome in kept if outcome.request_id in new_requests]
-        for shard_id in sorted({outcome.lease.shard_id for outcome in new}):
-            _count(connection, shard_id, [outcome for outcome in new if outcome.lease.shard_id == shard_id])
+        _count(connection, new)
         reach(Point.INSIDE_COMMIT)
-    return Written(len(new), len(kept) - len(new), {lease.shard_id for lease in leases} - held, new_requests)
+    return Written(len(new), len(kept) - len(new), leases - held, new_requests)
 
 
-def _count(connection: sa.Connection, shard_id: int, outcomes: Sequence[RowOutcome]) -> None:
-    failed = sum(outcome.error is not None for outcome in outcomes)
-    tokens = sum(len(completion.tokens) for outcome in outcomes for completion in outcome.completions)
-    connection.execute(
+def _count(connection: sa.Connection, outcomes: Sequence[RowOutcome]) -> None:
+    rows, failed, tokens = Counter[int](), Counter[int](), Counter[int]()
+    for outcome in outcomes:
+        shard_id = outcome.lease.shard_id
+        rows[shard_id] += 1
+        failed[shard_id] += outcome.error is not None
+        tokens[shard_id] += sum(len(completion.tokens) for completion in outcome.completions)
+    if not rows:
+        return
+    counted = (
         sa.update(shards)
-        .where(shards.c.id == shard_id)
+        .where(shards.c.id == sa.bindparam("shard"))
         .values(
-            completed_rows=shards.c.completed_rows + len(outcomes) - failed,
-            failed_rows=shards.c.failed_rows + failed,
-            generated_tokens=shards.c.generated_tokens + tokens,
+            completed_rows=shards.c.completed_rows + sa.bindparam("completed"),
+            failed_rows=shards.c.failed_rows + sa.bindparam("failed"),
+            generated_tokens=shards.c.generated_tokens + sa.bindparam("tokens"),
         )
+    )
+    connection.execute(
+        counted,
+        [
+            {"shard": shard, "completed": rows[shard] - failed[shard], "failed": failed[shard], "tokens": tokens[shard]}
+            for shard in rows
+        ],
     )
 
 
-def complete(ledger: Ledger, lease: Lease) -> bool:
-    """End a shard whose rows all have an outcome, and its job with the last one; safe to repeat.
+def complete(ledger: Ledger, leases: Collection[Lease]) -> set[Lease]:
+    """End the shards whose rows all have an outcome, and a job with the last of its shards; safe to repeat.
 
     Returns:
-        False: the lease was lost, or rows are pending; nothing was changed.
+        those whose shards are done now. The others were lost, or rows are pending; they stay as they are.
     """
     with writing(ledger) as connection:
-        job = lock(connection, lease.job_id)
-        if job is None or not _lock_held(connection, [lease]) or pending_indices(connection, lease.shard_id, limit=1):
-            return False
-        end(connection, lease.shard_id, ShardState.DONE)
-        finish_if_done(connection, job)
-        return True
+        found = [lock(connection, job_id) for job_id in sorted({lease.job_id for lease in leases})]
+        held = _lock_held(connection, leases)
+        query = sa.select(shards.c.id).where(_shards_of(held), _has_pending_rows())
+        pending = set(connection.execute(query).scalars())
+        done = {lease for lease in held if lease.shard_id not in pending}
+        if done:
+            _end(connection, _shards_of(done), ShardState.DONE)
+            for job in filter(None, found):
+                finish_if_done(connection, job)
+    return done
+
+
+def _has_pending_rows() -> sa.ColumnElement[bool]:
+    of_shard = sa.and_(
+        requests.c.job_id == shards.c.job_id,
+        requests.c.row_index >= shards.c.first_row,
+        requests.c.row_index < shards.c.first_row + shards.c.row_count,
+    )
+    return sa.exists().where(of_shard, ~HAS_OUTCOME)
 
 
 def end(connection: sa.Connection, shard_id: int, state: ShardState, **changes: Any) -> None:
     """Take a shard out of its lease."""
+    _end(connection, shards.c.id == shard_id, state, **changes)
+
+
+def _end(connection: sa.Connection, which: sa.ColumnElement[bool], state: ShardState, **changes: Any) -> None:
     values = {"state": state, "lease_owner": None, "lease_expires_at": None, "published_at": None, **changes}
-    connection.execute(sa.update(shards).where(shards.c.id == shard_id).values(values))
+    connection.execute(sa.update(shards).where(which).values(values))
 
 
 def release(ledger: Ledger, lease: Lease) -> None:

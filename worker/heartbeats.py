@@ -86,9 +86,9 @@ class Heartbeats:
         if beat is None:
             return
         for run in runs:
-            if run.lease.shard_id in beat.lost:
+            if run.lease in beat.lost:
                 run.end(Ending.LOST)
-            elif run.lease.shard_id in beat.cancelled:
+            elif run.lease in beat.cancelled:
                 run.end(Ending.CANCELLED)
 
     def _loop(self) -> None:

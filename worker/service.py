@@ -12,6 +12,7 @@ from celery.utils.log import get_logger
 import db.shards
 from db.errors import DatabaseUnreachableError
 from db.session import Ledger
+from worker.closer import Closer
 from worker.company import Company
 from worker.engines import EngineFactory, Engines
 from worker.errors import BrokerUnreachableError
@@ -38,6 +39,7 @@ class Service:
 
     ledger: Ledger
     writer: Writer
+    closer: Closer
     heartbeats: Heartbeats
     rescuer: Rescuer
 
@@ -66,6 +68,7 @@ class Service:
         """Start all threads, once all is prepared."""
         settings = self.settings
         self.writer = Writer(self.ledger, self.database)
+        self.closer = Closer(self.ledger, self.database)
         self.heartbeats = Heartbeats(
             self.ledger, self.database, settings.lease_seconds, settings.heartbeat_seconds, self._stopping
         )

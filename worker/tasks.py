@@ -224,13 +224,13 @@ class ShardRun:
 
     def _collect(self) -> None:
         """Hand each row to the writer as the engine finishes it, then wait until all are in the ledger."""
-        for _ in self._futures:
+        for left in reversed(range(len(self._futures))):
             row, future = self._answers.get()
             outcome = self._outcome(row, future)
             if outcome is not None:
                 reach(Point.AFTER_GENERATE)
                 self._tokens += sum(len(completion.tokens) for completion in outcome.completions)
-                self._kept.append(self._service.writer.put(outcome))
+                self._kept.append(self._service.writer.put(outcome, is_last=not left))
         kept = [promise.result() for promise in self._kept]  # all of them: each row must be in the ledger first
         if not all(kept):
             self._ended = Ending.LOST
@@ -251,9 +251,9 @@ class ShardRun:
         return RowOutcome(self.lease, row.request_id, completions, None)
 
     def _close(self, seconds: float) -> None:
-        insist, shard_id, job_id = self._service.database.insist, self.lease.shard_id, self.lease.job_id
+        shard_id, job_id = self.lease.shard_id, self.lease.job_id
         reach(Point.AFTER_COMMIT)
-        if self._ended is None and insist(lambda: db.shards.complete(self._ledger, self.lease)):
+        if self._ended is None and self._service.closer.close(self.lease):
             metrics.SHARDS.labels("done").inc()
             metrics.SHARD_SECONDS.observe(seconds)
             speed = self._tokens / max(seconds, 1e-6)
@@ -268,7 +268,7 @@ class ShardRun:
         if why is Ending.LOST:
             metrics.LEASES_LOST.inc()
         else:
-            insist(lambda: db.shards.release(self._ledger, self.lease))
+            self._service.database.insist(lambda: db.shards.release(self._ledger, self.lease))
 
 
 def _new_completion(completion: Completion | NewCompletion) -> NewCompletion:

@@ -1,5 +1,6 @@
 """Group commit: one thread writes the finished rows of all shards, a transaction for many rows."""
 
+import math
 import queue
 import threading
 import time
@@ -19,7 +20,7 @@ from worker.patience import Patience
 log = get_logger(__name__)
 
 LINGER_SECONDS = 0.05
-"""A row waits so long for others to share its transaction."""
+"""A row waits so long for others to share its transaction, unless its shard waits for it."""
 MOST_ROWS = 512
 
 
@@ -28,6 +29,7 @@ class Pending:
     """An outcome that is not written yet, and the promise made to its shard."""
 
     outcome: RowOutcome
+    is_last: bool = False
     kept: Future[bool] = field(default_factory=Future)
 
 
@@ -49,9 +51,14 @@ class Writer:
         self._waiting.put(None)
         self._thread.join(seconds)
 
-    def put(self, outcome: RowOutcome) -> Future[bool]:
-        """Queue an outcome; the future gives True when it is in the ledger, False when its lease was lost."""
-        pending = Pending(outcome)
+    def put(self, outcome: RowOutcome, is_last: bool = False) -> Future[bool]:
+        """Queue an outcome; the future gives True when it is in the ledger, False when its lease was lost.
+
+        Args:
+            outcome: the outcome.
+            is_last: its shard has no more to come and waits: write now.
+        """
+        pending = Pending(outcome, is_last)
         self._waiting.put(pending)
         return pending.kept
 
@@ -66,16 +73,17 @@ class Writer:
     def _next_batch(self) -> tuple[list[Pending], bool]:
         """The next rows to write together, and whether they are the last."""
         batch: list[Pending] = []
-        deadline: float | None = None
+        deadline = math.inf
         while len(batch) < MOST_ROWS:
+            seconds = max(0.0, deadline - time.monotonic())
             try:
-                item = self._waiting.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+                item = self._waiting.get(timeout=None if seconds == math.inf else seconds)
             except queue.Empty:
                 break
             if item is None:
                 return batch, True
             batch.append(item)
-            deadline = deadline or time.monotonic() + LINGER_SECONDS
+            deadline = 0.0 if item.is_last else min(deadline, time.monotonic() + LINGER_SECONDS)
         return batch, False
 
     def _commit(self, batch: Sequence[Pending]) -> None:
@@ -90,7 +98,7 @@ class Writer:
         else:
             metrics.note_written(outcomes, written)
             for pending in batch:
-                pending.kept.set_result(pending.outcome.lease.shard_id not in written.lost)
+                pending.kept.set_result(pending.outcome.lease not in written.lost)
 
     @metrics.COMMIT_SECONDS.time()
     def _write(self, outcomes: Sequence[RowOutcome]) -> Written:

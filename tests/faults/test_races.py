@@ -45,7 +45,7 @@ def take_over(ledger, expire):
             rows = db.shards.pending_rows(ledger, lease)
             db.shards.write(ledger, [outcome(lease, row) for row in rows])
             if until_done:
-                assert db.shards.complete(ledger, lease)
+                assert db.shards.complete(ledger, [lease])
 
     return take_over
 

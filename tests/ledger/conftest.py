@@ -61,7 +61,7 @@ def run_all(ledger, publish, finish):
         for shard_id in publish():
             lease = shards.claim(ledger, shard_id, "worker", 60)
             finish(lease, failing, samples)
-            assert shards.complete(ledger, lease)
+            assert shards.complete(ledger, [lease])
 
     return run_all
 

@@ -47,7 +47,7 @@ def test_cancel_ends_what_nobody_has_and_waits_for_the_rest(ledger, submit, publ
     job = submit(rows=6, shard_rows=2)
     lease = shards.claim(ledger, publish()[0], "worker", 60)
     assert jobs.cancel(ledger, job.id).status == "cancelling"
-    assert shards.heartbeat(ledger, [lease], 60).cancelled == {lease.shard_id}
+    assert shards.heartbeat(ledger, [lease], 60).cancelled == {lease}
     assert publish() == []
     shards.release(ledger, lease)
     assert jobs.find(ledger, job.id).status == "cancelled"
@@ -65,7 +65,7 @@ def test_retry_does_failed_and_cancelled_rows_again(ledger, submit, publish, fin
     with pytest.raises(JobActiveError, match="not ended"):
         jobs.retry_failed(ledger, job.id)
     finish(lease, failing={1})
-    shards.complete(ledger, lease)
+    shards.complete(ledger, [lease])
     jobs.cancel(ledger, job.id)
     assert jobs.retry_failed(ledger, job.id) == 5
     run_all()
@@ -80,7 +80,7 @@ def test_a_job_that_cannot_run_fails_all_its_pending_rows(ledger, submit, publis
     first, second = (shards.claim(ledger, shard_id, "worker", 60) for shard_id in publish())
     finish(first)
     jobs.fail_job(ledger, job.id, "model_not_found", "no model 'b'")
-    assert shards.heartbeat(ledger, [second], 60).lost == {second.shard_id}
+    assert shards.heartbeat(ledger, [second], 60).lost == {second}
     progress = jobs.progress(ledger, job.id)
     assert (progress.job.status, progress.completed_rows, progress.failed_rows) == ("failed", 2, 2)
     assert progress.job.error_code == "model_not_found"

@@ -56,7 +56,7 @@ def test_the_last_two_shards_at_once_end_the_job(ledger, submit, publish, finish
         leases = [shards.claim(ledger, shard_id, "worker", 60) for shard_id in publish()]
         for lease in leases:
             finish(lease)
-        threads = [threading.Thread(target=shards.complete, args=(ledger, lease)) for lease in leases]
+        threads = [threading.Thread(target=shards.complete, args=(ledger, [lease])) for lease in leases]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -74,13 +74,13 @@ def test_a_worker_that_lost_its_lease_writes_nothing(ledger, submit, publish, fi
     new = shards.claim(ledger, shard_id, "new", 60)
     assert (new.token, new.attempt) == (2, 1)
     rows = shards.pending_rows(ledger, new)
-    assert finish(old, only=rows).lost == {shard_id}
-    assert not shards.complete(ledger, old)
+    assert finish(old, only=rows).lost == {old}
+    assert not shards.complete(ledger, [old])
     shards.release(ledger, old)
-    assert shards.heartbeat(ledger, [old], 60).lost == {shard_id}
+    assert shards.heartbeat(ledger, [old, new], 60).lost == {old}
     assert shards.pending_rows(ledger, new) == rows
     assert finish(new).rows == 1
-    assert shards.complete(ledger, new)
+    assert shards.complete(ledger, [new])
 
 
 def test_a_repeated_write_changes_nothing(ledger, submit, publish, finish):
@@ -97,7 +97,7 @@ def test_a_repeated_write_changes_nothing(ledger, submit, publish, finish):
 def test_a_shard_with_pending_rows_is_not_completed(ledger, submit, publish):
     submit(rows=2)
     lease = shards.claim(ledger, *publish(), "worker", 60)
-    assert not shards.complete(ledger, lease)
+    assert not shards.complete(ledger, [lease])
     assert state_of(ledger, lease.shard_id) == ShardState.LEASED
 
 

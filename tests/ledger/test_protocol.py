@@ -111,7 +111,7 @@ class Protocol(RuleBasedStateMachine):
         if not outcomes:
             return
         written = shards.write(self.ledger, outcomes)
-        assert written.lost == (set() if self.is_valid(lease) else {lease.shard_id})
+        assert written.lost == (set() if self.is_valid(lease) else {lease})
         if self.is_valid(lease):
             for outcome in outcomes:
                 self.written.setdefault(outcome.request_id, (lease.token, fails))
@@ -123,18 +123,21 @@ class Protocol(RuleBasedStateMachine):
         samples = [NewCompletion(sample, text, "stop", [1], [0.0], [0.0], {}, 1) for sample in range(SAMPLES)]
         return RowOutcome(lease, request_id, samples, None)
 
-    @rule(lease=leases)
-    def heartbeat(self, lease):
-        beat = shards.heartbeat(self.ledger, [lease], 60)
-        assert (lease.shard_id in beat.lost) == (not self.is_valid(lease))
-        assert (lease.shard_id in beat.cancelled) == (self.is_valid(lease) and lease.job_id in self.cancelled)
+    @rule(several=st.lists(leases, min_size=1, max_size=4))
+    def heartbeat(self, several):
+        beat = shards.heartbeat(self.ledger, several, 60)
+        assert beat.lost == {lease for lease in several if not self.is_valid(lease)}
+        assert beat.cancelled == {lease for lease in {*several} - beat.lost if lease.job_id in self.cancelled}
 
-    @rule(lease=leases)
-    def complete(self, lease):
-        has_all = all(request_id in self.written for request_id in self.rows_in(lease.shard_id))
-        assert shards.complete(self.ledger, lease) == (self.is_valid(lease) and has_all)
-        if self.is_valid(lease) and has_all:
+    @rule(several=st.lists(leases, min_size=1, max_size=4))
+    def complete(self, several):
+        done = {lease for lease in several if self.is_valid(lease) and self.has_all_rows(lease)}
+        assert shards.complete(self.ledger, several) == done
+        for lease in done:
             del self.valid[lease.shard_id]
+
+    def has_all_rows(self, lease):
+        return all(request_id in self.written for request_id in self.rows_in(lease.shard_id))
 
     @rule(lease=consumes(leases))
     def release(self, lease):
@@ -262,7 +265,7 @@ class Protocol(RuleBasedStateMachine):
             for ticket in due:
                 lease = self.valid[ticket.shard_id] = shards.claim(self.ledger, ticket.shard_id, "last", 60)
                 self.write(lease, 0, 100, False)
-                self.complete(lease)
+                self.complete([lease])
         for job in self.jobs:
             progress = jobs.progress(self.ledger, job.id)
             assert progress.job.status.is_final

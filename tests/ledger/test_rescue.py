@@ -34,7 +34,7 @@ def run_until_done(ledger, publish, finish, die):
                     die(lease)
                 else:
                     finish(lease)
-                    assert shards.complete(ledger, lease)
+                    assert shards.complete(ledger, [lease])
         return deaths
 
     return run_until_done
@@ -91,7 +91,7 @@ def test_a_row_beside_which_workers_die_is_not_blamed(ledger, submit, publish, f
         assert (lease.attempt, lease.is_suspect) == (attempt, attempt > 0)
         die(lease)
     finish(lease := shards.claim(ledger, *publish(), "worker", 60))
-    assert shards.complete(ledger, lease)
+    assert shards.complete(ledger, [lease])
     assert jobs.progress(ledger, job.id).completed_rows == 1
 
 

@@ -35,7 +35,7 @@ def fill(ledger, job, failing=(), shards_at_most=None, seed=0):
         lease = shards.claim(ledger, shard_id, "worker", 600)
         rows = shards.pending_rows(ledger, lease)
         shards.write(ledger, [_outcome(lease, job, row, row.index in failing, seed) for row in rows])
-        assert shards.complete(ledger, lease)
+        assert shards.complete(ledger, [lease])
 
 
 def _outcome(lease, job, row, fails, seed):
