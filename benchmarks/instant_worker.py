@@ -1,5 +1,7 @@
 """A worker whose engine answers at once, to measure everything but the engine."""
 
+import functools
+import struct
 import sys
 import threading
 from concurrent.futures import Future
@@ -9,13 +11,18 @@ from models.completion import Completion
 from models.spec import GenerationSpec, PromptRow
 from worker.__main__ import main
 
-TOKENS = 32
 HOLD = "hold"
 """A row with this prompt never ends."""
 
 
+@functools.cache
+def float32(number: float) -> float:
+    """The number as a model would give it: with all the digits that float32 has as a double."""
+    return float(struct.unpack("f", struct.pack("f", number))[0])
+
+
 class InstantEngine:
-    """Gives every row the same 32 tokens with the rewards of one ARM."""
+    """Gives every row as many tokens as it asks for, always the same, with the rewards of one ARM."""
 
     def __init__(self, settings: Any) -> None:
         self._held: list[Future[list[Completion]]] = []
@@ -48,14 +55,15 @@ class InstantEngine:
             with self._lock:
                 self._held.append(future)
             return future
-        numbers = [-0.123456 * (index + 1) for index in range(TOKENS)]
+        count = row.sampling.max_new_tokens
+        numbers = [float32(-0.123456 * (index + 1)) for index in range(count)]
         future.set_result(
             [
                 Completion(
                     sample=sample,
-                    text="word " * TOKENS,
+                    text="word " * count,
                     finish_reason="length",
-                    tokens=list(range(TOKENS)),
+                    tokens=list(range(count)),
                     logprobs=numbers,
                     base_logprobs=numbers,
                     token_rewards={"arm": numbers},
