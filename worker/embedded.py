@@ -56,6 +56,24 @@ def redis_server(settings: Settings) -> Iterator[None]:
                     _stop_redis(settings.redis_socket)
 
 
+def revive_redis(settings: Settings) -> bool:
+    """Start the redis-server of `settings.home` again, and return True, where it died; inside `redis_server`.
+
+    Raises:
+        RedisStartError: it does not come up.
+    """
+    with _locked(settings.home / "redis.lock"):
+        try:
+            with _client(settings.redis_socket) as client:
+                client.ping()
+        except redis.ConnectionError:
+            _start_redis(settings)
+            return True
+        except redis.RedisError:  # it is slow: a second server would take its socket
+            return False
+    return False
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:

@@ -12,6 +12,7 @@ import db.rescue
 from db.session import Ledger
 from worker import metrics
 from worker.dispatch import dispatch
+from worker.embedded import revive_redis
 from worker.patience import Patience
 from worker.settings import Settings
 
@@ -81,11 +82,16 @@ class Rescuer:
                 # Not all workers at the same moment.
                 next_rescue = time.monotonic() + self._settings.rescue_seconds * random.uniform(0.8, 1.2)
                 self._safely(self.rescue_pass)
-            self._safely(lambda: self._broker.attempt(lambda: dispatch(self._app, self._ledger, self._settings)))
+            self._safely(self._dispatch)
             if is_last:
                 return
             self._stopping.wait(SHORTEST_PAUSE_SECONDS)
             self._rung.wait(max(0.0, next_rescue - time.monotonic()))
+
+    def _dispatch(self) -> None:
+        sent = self._broker.attempt(lambda: dispatch(self._app, self._ledger, self._settings))
+        if sent is None and self._settings.broker_is_embedded and not self._stopping.is_set():
+            revive_redis(self._settings)
 
     def _safely(self, duty: Callable[[], object]) -> None:
         try:

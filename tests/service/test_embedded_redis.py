@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.embedded import redis_server
+from worker.embedded import redis_server, revive_redis
 from worker.errors import RedisStartError
 from worker.settings import Settings
 
@@ -52,9 +52,18 @@ def test_second_user_joins_the_running_server_and_the_last_one_stops_it(settings
     assert not answers(settings)
 
 
+def test_a_server_that_died_is_started_again_and_one_that_lives_is_left_alone(settings):
+    with redis_server(settings):
+        assert not revive_redis(settings)
+        os.kill(client(settings).info()["process_id"], signal.SIGKILL)
+        assert revive_redis(settings)
+        assert answers(settings)
+    assert not answers(settings)
+
+
 HOLD = """
 import sys
-from worker.embedded import redis_server
+from worker.embedded import redis_server, revive_redis
 from worker.settings import Settings
 with redis_server(Settings(home=sys.argv[1])):
     print("up", flush=True)

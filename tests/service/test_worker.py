@@ -3,6 +3,9 @@
 import os
 import signal
 
+import pytest
+import redis
+
 import db.jobs
 from tests.service.fake_engine import HOLD
 
@@ -44,3 +47,13 @@ def test_the_rows_of_a_killed_worker_are_done_by_another(worker, ledger, submit,
     wait_until(lambda: db.jobs.progress(ledger, job_id).leased_shards == 1)
     assert second.pid != first.pid
     assert [row["id"] for row in results(job_id)] == [1]
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_the_embedded_redis_is_started_again_where_it_dies(settings, ledger, submit, worker, wait_until, tmp_path):
+    embedded = settings.model_copy(update={"broker_url": None})
+    worker(broker_url=None)
+    with redis.Redis(unix_socket_path=str(embedded.redis_socket)) as client:
+        os.kill(client.info()["process_id"], signal.SIGKILL)
+    job_id = submit("one", "two")
+    wait_until(is_done(ledger, job_id))
