@@ -1,8 +1,8 @@
-"""Write train.jsonl and heldout.jsonl from the subjects, turns and forms of train.toml and heldout.toml.
+"""Write train.jsonl, heldout.jsonl and heldout-alignment.jsonl from the subjects, turns and forms of the TOML files.
 
     python examples/prompts/make_prompts.py
 
-Seeded: the same TOML gives the same files. The two sets share no form, no subject and no turn.
+Seeded: the same TOML gives the same files. The three sets share no form, no subject and no turn.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 SEED = 20241011
+PARTS = ("train", "heldout", "heldout-alignment")
 
 
 def prompts_of(group: dict[str, Any], rng: random.Random) -> Iterator[str]:
@@ -41,11 +42,11 @@ def rows(groups: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
 
 
 def render(part: str) -> str:
-    """The JSONL text of `train` or `heldout`."""
+    """The JSONL text of one of the parts."""
     groups = tomllib.loads((HERE / f"{part}.toml").read_text())
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(groups))
 
 
 if __name__ == "__main__":
-    for part in ("train", "heldout"):
+    for part in PARTS:
         (HERE / f"{part}.jsonl").write_text(render(part))
