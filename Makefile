@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test fuzz chaos bench-ledger lint types docs check demo clean
+.PHONY: venv test fuzz chaos bench-ledger bench-alignment lint types docs check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each databas
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
 	$(BIN)/python -m benchmarks.ledger $(BENCH)
+
+bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Rewarded Soups; goes on where it stopped
+	$(BIN)/python -m benchmarks.alignment $(BENCH)
 
 fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000
 	FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/fuzz
