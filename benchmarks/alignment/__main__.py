@@ -2,7 +2,7 @@
 
     python -m benchmarks.alignment                     # everything; what was run before is not run again
     python -m benchmarks.alignment --only base genarm  # some methods
-    python -m benchmarks.alignment --prompts 8         # a small try
+    python -m benchmarks.alignment --prompts 8 --pairs 16    # a small try
 
 Writes benchmarks/alignment/results.json and the figures in docs/images. May be killed and started again at any time.
 """
@@ -32,7 +32,7 @@ ARMS = ROOT / "examples" / "arms"
 def main() -> None:
     """Run what is asked for, then make tables and figures of it."""
     options = _options()
-    plan = replace(Plan(), prompts=options.prompts)
+    plan = replace(Plan(), prompts=options.prompts, pairs=options.pairs)
     prompts = read_prompts(ROOT / "examples" / "prompts", plan.prompts)
     arms = {"positive": options.positive, "plain": options.plain, "small": options.small}
     missing = {name for name, path in arms.items() if not path.exists()}
@@ -60,6 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plain", type=Path, default=ARMS / "plain", help="ARM with its pairs")
     parser.add_argument("--small", type=Path, default=ROOT / ".genarm" / "positive-small", help="weak ARM")
     parser.add_argument("--prompts", type=int, default=Plan().prompts, help="how many of the held-out prompts")
+    parser.add_argument("--pairs", type=int, help="how many pairs the baselines are trained on  [all]")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="of: " + ", ".join(METHODS))
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "alignment", help="outcomes of all steps")
     parser.add_argument("--home", type=Path, default=ROOT / ".genarm", help="converted models are kept here")

@@ -30,10 +30,10 @@ class Cache:
             settings: everything that the rows depend on, as JSON can write it.
             make: runs the step.
         """
-        path = self.path(name, settings).with_suffix(".jsonl")
+        path = self._path(name, settings, ".jsonl")
         if not path.exists():
             self.note(name)
-            part = path.with_suffix(".part")
+            part = path.with_name(path.name + ".part")
             part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make()), encoding="utf-8")
             part.replace(path)
         with path.open(encoding="utf-8") as lines:
@@ -41,7 +41,7 @@ class Cache:
 
     def made(self, name: str, settings: Any, make: Callable[[Path], None]) -> Path:
         """The folder of a step, made once. `make` is given a folder that it may find half full, and then goes on."""
-        path = self.path(name, settings)
+        path = self._path(name, settings)
         if not path.exists():
             self.note(name)
             part = path.with_name(path.name + ".part")
@@ -50,9 +50,8 @@ class Cache:
             part.replace(path)
         return path
 
-    def path(self, name: str, settings: Any) -> Path:
-        """Where a step's outcome lies."""
-        return self.folder / f"{name}-{digest(settings)}"
+    def _path(self, name: str, settings: Any, suffix: str = "") -> Path:
+        return self.folder / f"{name}-{digest(settings)}{suffix}"
 
 
 def digest(settings: Any) -> str:

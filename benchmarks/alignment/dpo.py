@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
 
-from benchmarks.alignment.pairs import MICRO_BATCH, Pair, PairTrainer, Schedule, batch_of, train
+from benchmarks.alignment.pairs import HELD_OUT, MICRO_BATCH, Pair, PairTrainer, Schedule, batch_of, train
 from models.loading import Description
 from models.training.encoding import EncodedPair
 from models.training.objective import sequence_rewards
@@ -63,18 +64,22 @@ def lora(model: Any, schedule: Schedule, task: str) -> Any:
         lora_dropout=0.0,
         target_modules=list(schedule.targets),
     )
-    return get_peft_model(model, settings)
+    adapted = get_peft_model(model, settings)
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # PairTrainer computes in bfloat16 what is kept in float32
+    return adapted
 
 
 def train_dpo(
     base: Description, hub_id: str, pairs: Sequence[Pair], held_out: Sequence[Pair], schedule: Schedule, folder: Path
 ) -> None:
-    """Write the adapter's folder, with accuracy.json: how well it tells held-out pairs apart."""
+    """Write the adapter's folder, with held_out.json: how well it tells held-out pairs apart."""
     set_seed(schedule.seed)
     model = lora(load_base(base), schedule, "CAUSAL_LM")
     model.peft_config["default"].base_model_name_or_path = hub_id
     trainer = train(DPOTrainer, model, schedule, pairs, folder)
-    (folder / "accuracy.json").write_text(json.dumps({"held_out": trainer.accuracy(held_out), "pairs": len(held_out)}))
+    (folder / HELD_OUT).write_text(json.dumps(trainer.judge(held_out)))
     model.save_pretrained(str(folder), save_embedding_layers=False)
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -1,5 +1,6 @@
 """Each method as a front: the points that it gives over its own strength, on the same prompts and pairs."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -10,11 +11,12 @@ from benchmarks.alignment.adapters import combine
 from benchmarks.alignment.best_of_n import best_of
 from benchmarks.alignment.cache import Cache, Row, digest_of
 from benchmarks.alignment.evaluation import Point
-from benchmarks.alignment.pairs import Pair, Schedule, read_pairs
+from benchmarks.alignment.pairs import HELD_OUT, Pair, Schedule, read_pairs
 from benchmarks.alignment.plan import Plan
 from benchmarks.alignment.prompts import Prompt
 from benchmarks.alignment.sampling import Drawing, Guide, Policy, Sampler
 from models.loading import Description, describe
+from models.training.encoding import EncodedPair
 
 
 @dataclass(frozen=True)
@@ -163,30 +165,43 @@ class Methods:
 
     def dpo_adapter(self, arm: str) -> Path:
         """The DPO policy of the pairs that an ARM was trained on."""
-        from benchmarks.alignment.dpo import train_dpo
+        return self._train_dpo(f"dpo-{arm}", arm, replace(self.plan.dpo, learning_rate=self.dpo_rate()))
 
-        schedule = self.plan.dpo
+    def dpo_rate(self) -> float:
+        """The learning rate of the short trial that ends with the lowest loss on held-out pairs."""
+        losses = {}
+        for rate in self.plan.dpo_rates:
+            schedule = replace(self.plan.dpo, learning_rate=rate, epochs=1)
+            folder = self._train_dpo(f"dpo-trial-{rate:g}", "positive", schedule, share=8)
+            losses[rate] = json.loads((folder / HELD_OUT).read_text())["loss"]
+        return min(losses, key=losses.__getitem__)
+
+    def _train_dpo(self, name: str, arm: str, schedule: Schedule, share: int = 1) -> Path:
+        from benchmarks.alignment.dpo import train_dpo
 
         def make(folder: Path) -> None:
             train, held_out = (self._with_reference(arm, part) for part in ("train", "heldout"))
-            train_dpo(self.description, self.inputs.base, train, held_out, schedule, folder)
+            train_dpo(self.description, self.inputs.base, train[: len(train) // share], held_out, schedule, folder)
 
-        return self.cache.made(f"dpo-{arm}", self._training_key(arm, schedule), make)
+        return self.cache.made(name, [*self._training_key(arm, schedule), share], make)
 
     def _pairs(self, arm: str, part: str) -> list[Pair]:
-        return [Pair(pair) for pair in read_pairs(self.inputs.pairs(arm, part), self.description)]
+        return [Pair(pair) for pair in self._encoded(arm, part)]
+
+    def _encoded(self, arm: str, part: str) -> list[EncodedPair]:
+        return read_pairs(self.inputs.pairs(arm, part), self.description)[: self.plan.pairs]
 
     def _with_reference(self, arm: str, part: str) -> list[Pair]:
         from benchmarks.alignment.dpo import reference_rows
 
-        pairs = read_pairs(self.inputs.pairs(arm, part), self.description)
-        key = [self.sampler.digest(self.inputs.base), digest_of(self.inputs.pairs(arm, part))]
+        pairs = self._encoded(arm, part)
+        key = [self.sampler.digest(self.inputs.base), digest_of(self.inputs.pairs(arm, part)), self.plan.pairs]
         rows = self.cache.rows(f"reference-{arm}-{part}", key, lambda: reference_rows(self.description, pairs))
         return [Pair(pair, (row["chosen"], row["rejected"])) for pair, row in zip(pairs, rows, strict=True)]
 
     def _training_key(self, arm: str, schedule: Schedule) -> list[Any]:
         pairs = digest_of(self.inputs.pairs(arm, "train"))
-        return [self.sampler.digest(self.inputs.base), pairs, asdict(schedule)]
+        return [self.sampler.digest(self.inputs.base), pairs, self.plan.pairs, asdict(schedule)]
 
     @property
     def _prompts_key(self) -> list[Any]:

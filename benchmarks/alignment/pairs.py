@@ -16,8 +16,9 @@ from models.training.encoding import EncodedPair, PairEncoder, collate
 from models.training.objective import preference_loss
 from models.training.trainer import SortedBatches
 
-MICRO_BATCH = 8
-CHECKPOINT_STEPS = 10
+MICRO_BATCH = 4
+CHECKPOINT_STEPS = 5
+HELD_OUT = "held_out.json"
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,25 @@ class PairTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """−log σ(β · (worth of chosen − worth of rejected)), its mean."""
-        chosen, rejected = self.worth(model, inputs).chunk(2)
-        return preference_loss(chosen, rejected, self.schedule.beta)
+        margins = self.margins(model, inputs)
+        return preference_loss(margins, torch.zeros_like(margins), self.schedule.beta)
 
-    def accuracy(self, pairs: Sequence[Pair]) -> float:
-        """The share of pairs whose chosen response is worth more."""
+    def margins(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Worth of chosen − worth of rejected, float32 [pairs]."""
+        is_bfloat16 = next(model.parameters()).dtype is torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):  # the adapter's own weights are float32
+            chosen, rejected = self.worth(model, batch).chunk(2)
+        return chosen - rejected
+
+    def judge(self, pairs: Sequence[Pair]) -> dict[str, float]:
+        """Over held-out pairs: how many, the mean loss, and the share whose chosen response is worth more."""
         self.model.eval()
-        right = 0
         ordered = sorted(pairs, key=lambda pair: pair.encoded.tokens)
-        for start in range(0, len(ordered), 2 * MICRO_BATCH):
-            with torch.no_grad():
-                chosen, rejected = self.worth(self.model, batch_of(ordered[start : start + 2 * MICRO_BATCH])).chunk(2)
-            right += int((chosen > rejected).sum())
-        return right / len(ordered)
+        parts = [ordered[start : start + 2 * MICRO_BATCH] for start in range(0, len(ordered), 2 * MICRO_BATCH)]
+        with torch.no_grad():
+            margin = torch.cat([self.margins(self.model, batch_of(part)) for part in parts])
+        loss = float(preference_loss(margin, torch.zeros_like(margin), self.schedule.beta))
+        return {"pairs": len(pairs), "loss": loss, "accuracy": float((margin > 0).float().mean())}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SortedBatches:
         pairs = train_dataset if train_dataset is not None else self.train_dataset

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, set_seed
 
 from benchmarks.alignment.dpo import lora
-from benchmarks.alignment.pairs import Pair, PairTrainer, Schedule, train
+from benchmarks.alignment.pairs import HELD_OUT, Pair, PairTrainer, Schedule, train
 from models.loading import Description
 
 HEAD = "head.safetensors"
@@ -39,7 +39,8 @@ class RewardModel(nn.Module):
 
     def score(self, states: Tensor) -> Tensor:
         """[..., hidden] to float32 [...]."""
-        scores: Tensor = self.head(states.float())[..., 0]
+        with torch.autocast("cpu", enabled=False):
+            scores: Tensor = self.head(states.float())[..., 0]
         return scores
 
 
@@ -61,12 +62,12 @@ def load_backbone(base: Description, dtype: torch.dtype = torch.bfloat16) -> Any
 def train_reward_model(
     base: Description, pairs: Sequence[Pair], held_out: Sequence[Pair], schedule: Schedule, folder: Path
 ) -> None:
-    """Write the adapter, the head, and accuracy.json: how well it tells held-out pairs apart."""
+    """Write the adapter, the head, and held_out.json: how well it tells held-out pairs apart."""
     set_seed(schedule.seed)
     backbone = load_backbone(base)
     model = RewardModel(lora(backbone, schedule, "FEATURE_EXTRACTION"), backbone.config.hidden_size)
     trainer = train(RewardTrainer, model, schedule, pairs, folder)
-    (folder / "accuracy.json").write_text(json.dumps({"held_out": trainer.accuracy(held_out), "pairs": len(held_out)}))
+    (folder / HELD_OUT).write_text(json.dumps(trainer.judge(held_out)))
     model.backbone.save_pretrained(str(folder), save_embedding_layers=False)
     save_file(model.head.state_dict(), folder / HEAD)
     for checkpoint in folder.glob("checkpoint-*"):

@@ -26,6 +26,16 @@ def test_a_step_that_was_done_is_read_and_one_with_other_settings_is_run(tmp_pat
     assert len(runs) == 2
 
 
+def test_a_step_is_told_from_others_by_all_of_its_name_and_settings(tmp_path):
+    asked = [("w0.05", 1), ("w0.1", 1), ("w0.1", 2)]
+
+    for name, seed in asked:
+        Cache(tmp_path).rows(name, seed, lambda row={"name": name, "seed": seed}: [row])
+
+    for name, seed in asked:
+        assert Cache(tmp_path).rows(name, seed, list) == [{"name": name, "seed": seed}]
+
+
 def test_a_step_that_was_killed_is_run_again_whole(tmp_path):
     def killed():
         yield {"n": 1}
