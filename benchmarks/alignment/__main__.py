@@ -4,14 +4,15 @@
     python -m benchmarks.alignment --only base genarm  # some methods
     python -m benchmarks.alignment --prompts 8 --pairs 16    # a small try
 
-Writes benchmarks/alignment/results.json and the figures in docs/images. May be killed and started again at any time.
+Writes results.json and results.md beside itself, and the figures in docs/images, after each method. May be killed and
+started again at any time.
 """
 
 import argparse
 import json
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,33 +25,33 @@ from benchmarks.alignment.figures import draw
 from benchmarks.alignment.methods import Inputs, Methods
 from benchmarks.alignment.plan import Plan
 from benchmarks.alignment.prompts import read_prompts
+from benchmarks.alignment.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 ARMS = ROOT / "examples" / "arms"
 
 
 def main() -> None:
-    """Run what is asked for, then make tables and figures of it."""
+    """Run what is asked for; after each method make tables and figures of what there is."""
     options = _options()
     plan = replace(Plan(), prompts=options.prompts, pairs=options.pairs)
     prompts = read_prompts(ROOT / "examples" / "prompts", plan.prompts)
     arms = {"positive": options.positive, "plain": options.plain, "small": options.small}
-    missing = {name for name, path in arms.items() if not path.exists()}
-    cache = Cache(options.cache, _Notes())
-    methods = Methods(Inputs(options.base, arms), plan, prompts, cache, options.home)
-    points: dict[str, Sequence[Point]] = {}
+    methods = Methods(Inputs(options.base, arms), plan, prompts, Cache(options.cache, _Notes()), options.home)
+    points: dict[str, list[Point]] = {}
     for name, needs, run in _methods(methods, plan):
         if options.only and name not in (*options.only, "base"):
             continue
-        if lacking := sorted(missing & needs):
-            print(f"{name}: not run, there is no {', '.join(str(arms[one]) for one in lacking)}")
+        if lacking := [str(arms[arm] / files) for arm, files in needs if not any(arms[arm].glob(files))]:
+            print(f"{name}: not run, there is no {' and no '.join(lacking)}")
             continue
         for point in run():
-            points.setdefault(point.method, []).append(point)  # type: ignore[attr-defined]
-    results = report(points, plan, len(prompts))
-    options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(results["points"], points, Bootstrap(len(prompts), plan.seed), options.figures)
-    _print(results)
+            points.setdefault(point.method, []).append(point)
+        results = report(points, plan, len(prompts))
+        options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        options.output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
+        draw(results["points"], points, Bootstrap(len(prompts), plan.seed), options.figures)
+    print(markdown(results))
 
 
 def _options() -> argparse.Namespace:
@@ -61,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small", type=Path, default=ROOT / ".genarm" / "positive-small", help="weak ARM")
     parser.add_argument("--prompts", type=int, default=Plan().prompts, help="how many of the held-out prompts")
     parser.add_argument("--pairs", type=int, help="how many pairs the baselines are trained on  [all]")
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of: " + ", ".join(METHODS))
+    parser.add_argument("--only", nargs="+", choices=METHODS, metavar="METHOD", help="of: " + ", ".join(METHODS))
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "alignment", help="outcomes of all steps")
     parser.add_argument("--home", type=Path, default=ROOT / ".genarm", help="converted models are kept here")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
@@ -76,29 +77,33 @@ def _base_model() -> str:
 
 
 METHODS = ("base", "genarm", "best-of-n", "args", "dpo", "weak", "two-arms", "soups", "dpo-soups")
+Needs = Sequence[tuple[str, str]]
+"""ARMs, and files that their folders must hold."""
 
 
-def _methods(methods: Methods, plan: Plan) -> list[tuple[str, set[str], Callable[[], list[Point]]]]:
-    """Name, the ARMs that it needs, and how it is run; the cheap ones first."""
+def _methods(methods: Methods, plan: Plan) -> list[tuple[str, Needs, Callable[[], list[Point]]]]:
+    """Name, needs, and how it is run; the cheap ones first."""
     arms = methods.inputs.arms
-    runs: list[tuple[set[str], Callable[[], list[Point]]]] = [
-        (set(), methods.base),
-        ({"positive"}, lambda: methods.genarm("positive", plan.genarm, "GenARM")),
-        ({"positive"}, methods.best_of_n),
-        ({"positive"}, methods.args),
-        ({"positive"}, methods.dpo),
-        ({"small"}, lambda: methods.genarm("small", plan.weak, "weak-to-strong")),
-        ({"positive", "plain"}, lambda: methods.two_arms("two ARMs")),
-        ({"positive", "plain"}, lambda: methods.soup("soups of ARMs", [arms["positive"], arms["plain"]])),
+    positive, plain, small = [(name, "*.safetensors") for name in ("positive", "plain", "small")]
+    positive_pairs, plain_pairs = [(name, "train.pairs.jsonl") for name in ("positive", "plain")]
+    runs: list[tuple[Needs, Callable[[], list[Point]]]] = [
+        ([], methods.base),
+        ([positive], lambda: methods.genarm("positive", plan.genarm, "GenARM")),
+        ([positive_pairs], methods.best_of_n),
+        ([positive_pairs], methods.args),
+        ([positive_pairs], methods.dpo),
+        ([small], lambda: methods.genarm("small", plan.weak, "weak-to-strong")),
+        ([positive, plain], lambda: methods.two_arms("two ARMs")),
+        ([positive, plain], lambda: methods.soup("soups of ARMs", [arms["positive"], arms["plain"]])),
         (
-            {"positive", "plain"},
+            [positive_pairs, plain_pairs],
             lambda: methods.soup("soups of DPO", [methods.dpo_adapter(arm) for arm in ("positive", "plain")]),
         ),
     ]
     return [(name, needs, run) for name, (needs, run) in zip(METHODS, runs, strict=True)]
 
 
-def report(points: dict[str, Sequence[Point]], plan: Plan, prompts: int) -> dict[str, Any]:
+def report(points: Mapping[str, Sequence[Point]], plan: Plan, prompts: int) -> dict[str, Any]:
     """Everything that results.json holds."""
     bootstrap = Bootstrap(prompts, plan.seed)
     (base,) = points["base"]
@@ -119,17 +124,6 @@ def _commit() -> str:
     return git("rev-parse", "HEAD") + (
         " and changes" if git("status", "--porcelain", "--", "benchmarks", "models") else ""
     )
-
-
-def _print(results: dict[str, Any]) -> None:
-    print(f"{'method':16} {'strength':28} {'VADER':>7} {'Flesch':>7} {'win':>6} {'KL':>7} {'variety':>8} {'tokens':>8}")
-    for one in results["points"]:
-        columns = ("positive", "plain", "win_positive", "kl", "variety", "forward_tokens")
-        vader, flesch, win, kl, variety, tokens = (one[name]["value"] for name in columns)
-        line = f"{vader:7.3f} {flesch:7.1f} {win:6.3f} {kl:7.2f} {variety:8.3f} {tokens:8.0f}"
-        print(f"{one['method']:16} {one['strength']:28} {line}")
-    for bar in results["bars"]:
-        print(f"{'met   ' if bar['met'] else 'MISSED'} {bar['bar']}")
 
 
 class _Notes:

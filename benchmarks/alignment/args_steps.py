@@ -13,7 +13,7 @@ from benchmarks.alignment.sampling import Drawing, Sampler
 from benchmarks.alignment.token_tree import ATTENTION
 from models.loading import Description
 
-BATCH = 100
+BATCH = 60
 
 
 class ArgsSteps:

@@ -5,8 +5,8 @@ from typing import Any
 
 from benchmarks.alignment.evaluation import Bootstrap, Front, Point, compare, estimate, hypervolumes
 
-Points = Mapping[str, Sequence[Point]]
 JUDGE = "positive"
+Figures = list[dict[str, Any]]
 
 
 class Bars:
@@ -17,70 +17,61 @@ class Bars:
         bootstrap: of all intervals.
     """
 
-    def __init__(self, points: Points, bootstrap: Bootstrap) -> None:
+    def __init__(self, points: Mapping[str, Sequence[Point]], bootstrap: Bootstrap) -> None:
         self.points = points
         self.bootstrap = bootstrap
         (self.base,) = points["base"]
 
     def all(self) -> list[dict[str, Any]]:
-        """Every bar whose methods were run: its name, whether it is cleared, and the figures."""
-        bars = (self.args(), self.best_of_n(), self.dpo(), self.weak(), *self.soups())
-        return [bar for bar in bars if bar is not None]
+        """Every bar: its name, its figures, and whether it is cleared; None where nothing could be compared."""
+        return [self.args(), self.best_of_n(), self.dpo(), self.weak(), self.soup("ARMs"), self.soup("DPO")]
 
-    def args(self) -> dict[str, Any] | None:
+    def args(self) -> dict[str, Any]:
         """Above ARGS at the KL of each of its points."""
-        found = self._at_their_cost("GenARM", ("ARGS-greedy", "ARGS-stochastic"), "kl")
-        return _bar("equal KL: above ARGS", found, all(one["difference"]["value"] > 0 for one in found))
+        found = [one for method in ("ARGS-greedy", "ARGS-stochastic") for one in self._at_cost_of(method)]
+        return _bar("above ARGS at equal KL", found, [one["difference"]["value"] > 0 for one in found])
 
-    def dpo(self) -> dict[str, Any] | None:
+    def dpo(self) -> dict[str, Any]:
         """At least 0.9 of DPO's gain at the KL of each of its points."""
-        found = self._at_their_cost("GenARM", ("DPO",), "kl")
-        return _bar("equal KL: ≥ 0.9 × DPO's gain", found, all(one["ratio"]["value"] >= 0.9 for one in found))
+        found = self._at_cost_of("DPO")
+        return _bar("at least 0.9 of DPO's gain at equal KL", found, [one["ratio"]["value"] >= 0.9 for one in found])
 
-    def best_of_n(self) -> dict[str, Any] | None:
+    def best_of_n(self) -> dict[str, Any]:
         """Above best-of-n that runs as many tokens, at each weight."""
-        if not {"GenARM", "best-of-n"} <= self.points.keys():
-            return None
-        ours, theirs = (self._front(method, "forward_tokens") for method in ("GenARM", "best-of-n"))
-        found = compare(ours, theirs, ours, self._labels("GenARM"))
-        return _bar("equal compute: above best-of-n", found, all(one["difference"]["value"] > 0 for one in found))
+        found: Figures = []
+        if {"GenARM", "best-of-n"} <= self.points.keys():
+            ours, theirs = (self._front(method, "forward_tokens") for method in ("GenARM", "best-of-n"))
+            found = compare(ours, theirs, ours, self._labels("GenARM"))
+        return _bar("above best-of-n at equal compute", found, [one["difference"]["value"] > 0 for one in found])
 
-    def weak(self) -> dict[str, Any] | None:
-        """At least 0.7 of the full-size ARM's gain, at equal KL and at the best of each."""
-        found = self._at_their_cost("GenARM", ("weak-to-strong",), "kl")
-        if not found:
-            return None
-        full, weak = (self._front(method, "kl").gains for method in ("GenARM", "weak-to-strong"))
-        for one in found:  # ours is the small ARM here
-            one["our_gain"], one["their_gain"] = one["their_gain"], one["our_gain"]
-            one["ratio"] = {name: round(1 / value, 4) for name, value in one["ratio"].items()}
-            one["ratio"]["low"], one["ratio"]["high"] = one["ratio"]["high"], one["ratio"]["low"]
-            one["difference"] = {name: -value for name, value in one["difference"].items()}
-        best = estimate(weak[weak[:, 0].argmax()] / full[full[:, 0].argmax()]).as_json()
-        is_met = best["value"] >= 0.7 and all(one["ratio"]["value"] >= 0.7 for one in found)
-        found.append({"at": "the best of each", "ratio": best})
-        return _bar("weak-to-strong: ≥ 0.7 × the full-size ARM's gain", found, is_met)
+    def weak(self) -> dict[str, Any]:
+        """At least 0.7 of the full-size ARM's gain, at the KL of each of the small one's points and at the best."""
+        found: Figures = []
+        if {"GenARM", "weak-to-strong"} <= self.points.keys():
+            full, small = (self._front(method, "kl") for method in ("GenARM", "weak-to-strong"))
+            found = compare(small, full, small, self._labels("weak-to-strong"))
+            best = small.gains[small.gains[:, 0].argmax()] / full.gains[full.gains[:, 0].argmax()]
+            found.append({"at": "the best of each", "ratio": estimate(best).as_json()})
+        name = "at least 0.7 of the full-size ARM's gain by the small one"
+        return _bar(name, found, [one["ratio"]["value"] >= 0.7 for one in found])
 
-    def soups(self) -> list[dict[str, Any] | None]:
-        """A larger hypervolume than each kind of Rewarded Soups."""
-        found: list[dict[str, Any] | None] = []
-        for method in ("soups of ARMs", "soups of DPO"):
-            if {"two ARMs", method} <= self.points.keys():
-                ours, theirs = (
-                    hypervolumes(self.points[name], self.base, self.bootstrap) for name in ("two ARMs", method)
-                )
-                figures = {"ours": ours, "theirs": theirs, "difference": ours - theirs}
-                estimates = {name: estimate(values).as_json() for name, values in figures.items()}
-                found.append(_bar(f"hypervolume above {method}", [estimates], ours[0] > theirs[0]))
-        return found
+    def soup(self, kind: str) -> dict[str, Any]:
+        """A larger hypervolume than Rewarded Soups of two adapters."""
+        found: Figures = []
+        if {"two ARMs", f"soups of {kind}"} <= self.points.keys():
+            ours, theirs = (
+                hypervolumes(self.points[name], self.base, self.bootstrap) for name in ("two ARMs", f"soups of {kind}")
+            )
+            volumes = {"our_volume": ours, "their_volume": theirs, "difference": ours - theirs}
+            found = [{"at": "all shares"} | {name: estimate(values).as_json() for name, values in volumes.items()}]
+        name = f"a larger hypervolume than Rewarded Soups of {kind}"
+        return _bar(name, found, [one["difference"]["value"] > 0 for one in found])
 
-    def _at_their_cost(self, ours: str, theirs: Sequence[str], cost: str) -> list[dict[str, Any]]:
-        found = []
-        for method in theirs:
-            if {ours, method} <= self.points.keys():
-                front, other = self._front(ours, cost), self._front(method, cost)
-                found += compare(front, other, other, self._labels(method))
-        return found
+    def _at_cost_of(self, method: str) -> Figures:
+        if not {"GenARM", method} <= self.points.keys():
+            return []
+        ours, theirs = self._front("GenARM", "kl"), self._front(method, "kl")
+        return compare(ours, theirs, theirs, self._labels(method))
 
     def _front(self, method: str, cost: str) -> Front:
         return Front(self.base, self.points[method], JUDGE, cost, self.bootstrap)
@@ -89,6 +80,5 @@ class Bars:
         return [f"{method} {point.strength}" for point in self.points[method]]
 
 
-def _bar(name: str, figures: Sequence[dict[str, Any]], is_met: bool) -> dict[str, Any] | None:
-    """None where nothing could be compared."""
-    return {"bar": name, "met": bool(is_met), "figures": list(figures)} if figures else None
+def _bar(name: str, figures: Figures, cleared: Sequence[bool]) -> dict[str, Any]:
+    return {"bar": name, "met": all(cleared) if figures else None, "figures": figures}

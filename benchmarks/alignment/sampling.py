@@ -14,7 +14,7 @@ from models.references import resolve
 from models.spec import GenerationSpec, PromptRow
 
 BASE_AS_ARM = "base"
-COMPLETIONS_PER_STEP = 1200
+COMPLETIONS_PER_STEP = 150
 
 
 @dataclass(frozen=True)
