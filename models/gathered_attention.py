@@ -35,6 +35,11 @@ class GatheredCache:
         self.keys = {layer: storage(shape.heads, shape.key_dim) for layer, shape in shapes.items()}
         self.values = {layer: storage(shape.heads, shape.value_dim) for layer, shape in shapes.items()}
 
+    def clear(self, layer: int, blocks: Tensor) -> None:
+        """Zero some blocks, int64 [n]."""
+        self.keys[layer].index_fill_(0, blocks, 0)
+        self.values[layer].index_fill_(0, blocks, 0)
+
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values of a step's tokens.
 
@@ -70,7 +75,23 @@ class GatheredCache:
             for chunk in packed.chunks
             for position in range(chunk.stream.cached, chunk.stream.cached + chunk.count)
         ]
-        return GatheredAttention(self, torch.tensor(slots, device=self.device), runs(packed, self.device))
+        begun = [block for chunk in packed.chunks if (block := begun_block(chunk)) is not None]
+        return GatheredAttention(
+            self,
+            torch.tensor(slots, device=self.device),
+            runs(packed, self.device),
+            torch.tensor(begun, device=self.device) if begun else None,
+        )
+
+
+def begun_block(chunk: Chunk) -> int | None:
+    """The block that a chunk begins and does not fill, if there is one.
+
+    What another sequence left behind its tokens is masked, but zero times that is added, and it may be NaN.
+    """
+    end = chunk.stream.cached + chunk.count
+    begins = end // BLOCK_SIZE * BLOCK_SIZE >= chunk.stream.cached
+    return chunk.stream.blocks[end // BLOCK_SIZE] if end % BLOCK_SIZE and begins else None
 
 
 @dataclass(frozen=True)
@@ -137,18 +158,22 @@ class GatheredAttention:
         cache: the backbone's cache.
         slots: where each token's key and value go, int64 [tokens].
         runs: they cover all tokens of the step.
+        begun: blocks that the step begins and does not fill, int64 [n]; None: there are none.
     """
 
-    def __init__(self, cache: GatheredCache, slots: Tensor, runs: list[Run]) -> None:
+    def __init__(self, cache: GatheredCache, slots: Tensor, runs: list[Run], begun: Tensor | None) -> None:
         self.cache = cache
         self.slots = slots
         self.runs = runs
+        self.begun = begun
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """See AttentionStep.attend."""
+        if self.begun is not None:
+            self.cache.clear(layer, self.begun)
         self.cache.write(layer, self.slots, key, value)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
         for index, run in enumerate(self.runs):

@@ -14,7 +14,7 @@ from models.adapters import Segments
 from models.attention import AttentionStep
 from models.blocks import BLOCK_SIZE
 from models.errors import first_line
-from models.gathered_attention import GatheredAttention, GatheredCache, Run
+from models.gathered_attention import GatheredAttention, GatheredCache, Run, begun_block
 from models.packing import Integers
 from models.sequence import Chunk
 
@@ -113,11 +113,11 @@ class StaticStep:
         self._shape = shape
         self._scratch = cache.scratch
         rows = shape.rows
-        self._host = torch.zeros(rows * (3 + shape.blocks), dtype=torch.int64, pin_memory=cache.device.type == "cuda")
+        self._host = torch.zeros(rows * (4 + shape.blocks), dtype=torch.int64, pin_memory=cache.device.type == "cuda")
         self._numbers: Integers = self._host.numpy()
         self._static = torch.zeros_like(self._host, device=cache.device)
-        ids, positions, slots = self._static[: 3 * rows].view(3, rows)
-        tables = self._static[3 * rows :].view(rows, shape.blocks)
+        ids, positions, slots, begun = self._static[: 4 * rows].view(4, rows)
+        tables = self._static[4 * rows :].view(rows, shape.blocks)
         everyone = torch.arange(rows, device=cache.device)
         layout, first = [], 0
         for adapter, size in shape.segments:
@@ -128,7 +128,7 @@ class StaticStep:
         def step() -> Tensor:
             segments.tokens = layout
             run = Run(slice(0, rows), rows, tables, positions[:, None])
-            return forward(ids, positions, everyone, GatheredAttention(cache, slots, [run]))
+            return forward(ids, positions, everyone, GatheredAttention(cache, slots, [run], begun))
 
         self._fill([None] * rows)
         self._replay = capture(step)
@@ -141,8 +141,9 @@ class StaticStep:
     def _fill(self, rows: Sequence[Chunk | None]) -> None:
         """Write the step's tokens into static memory, in one copy; padding writes its keys where nobody reads."""
         count = self._shape.rows
-        ids, positions, slots = self._numbers[: 3 * count].reshape(3, count)
-        tables = self._numbers[3 * count :].reshape(count, self._shape.blocks)
+        ids, positions, slots, begun = self._numbers[: 4 * count].reshape(4, count)
+        tables = self._numbers[4 * count :].reshape(count, self._shape.blocks)
+        begun[:] = self._scratch
         for index, chunk in enumerate(rows):
             if chunk is None:
                 ids[index] = positions[index] = 0
@@ -151,7 +152,9 @@ class StaticStep:
             stream = chunk.stream
             ids[index], positions[index] = stream.tokens[stream.cached], stream.cached
             blocks = np.frombuffer(stream.blocks, np.int64)[: _blocks(chunk)]
-            slots[index] = blocks[stream.cached // BLOCK_SIZE] * BLOCK_SIZE + stream.cached % BLOCK_SIZE
+            slots[index] = blocks[-1] * BLOCK_SIZE + stream.cached % BLOCK_SIZE
+            if (block := begun_block(chunk)) is not None:
+                begun[index] = block
             tables[index, : len(blocks)] = blocks
             tables[index, len(blocks) :] = blocks[0]
         self._static.copy_(self._host, non_blocking=True)
