@@ -207,6 +207,17 @@ def test_a_prompt_that_was_run_before_is_shared_while_it_stays(simulate: Any) ->
     assert chunk.count == 16
 
 
+def test_a_block_is_shared_once_it_is_full(simulate: Any) -> None:
+    world = simulate(prefill_tokens=6)
+    world.same_beginnings = True
+    first = world.add([(0, 14)], 1)
+    world.step()
+    world.scheduler.remove([first])  # it leaves a block of four, and two tokens of the next
+    second = world.add([(0, 14)], 1)
+    world.step()
+    assert second.streams[0].cached == 4 + 6
+
+
 def test_adapters_share_nothing(simulate: Any) -> None:
     world = simulate(prefill_tokens=100)
     world.same_beginnings = True

@@ -55,6 +55,26 @@ def test_too_little_memory_shrinks_the_batch_and_changes_no_output(
     assert max(sizes[1:]) <= 3
 
 
+def test_once_it_was_idle_the_engine_runs_as_many_as_before(
+    make_engine: Any, tmp_path: Path, failing_runs: Any
+) -> None:
+    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), max_new_tokens=4, ignore_eos=True))
+    engine = make_engine()
+    guided = engine.load(spec)
+
+    def run() -> list[int]:
+        first = len(sizes)
+        futures = [engine.submit(guided, PromptRow.parse(row, index, spec)) for index, row in enumerate(ROWS)]
+        while engine.step():
+            pass
+        assert all(len(future.result(timeout=0)[0].tokens) == 4 for future in futures)
+        return sizes[first:]
+
+    sizes = failing_runs(lambda chunks: len(sizes) == 2, MemoryError())
+    assert max(run()[2:]) == 3
+    assert max(run()) == 6
+
+
 def test_a_row_that_does_not_fit_alone_fails_alone(
     generate: Any, make_engine: Any, tmp_path: Path, failing_runs: Any
 ) -> None:
