@@ -1,6 +1,5 @@
 """From a reference to a model's description (tokenizer, template, limits), and to its weights."""
 
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,7 +172,6 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
 
     ref = description.backbone.ref
     is_quantised = getattr(description.config, "quantization_config", None) is not None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product that it rounds
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             description.backbone.folder,
