@@ -374,6 +374,7 @@ def main() -> None:
     if options.database == "sqlite":
         lacking.add("million")  # its peer is COPY
     chosen = options.workloads or [name for name in WORKLOADS if name not in lacking]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers are stopped in any case
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         redis = Redis(folder)

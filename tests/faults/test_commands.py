@@ -111,7 +111,7 @@ def test_run_and_watch_live_through_outages_and_say_so_once(
     (job,) = wait_until(lambda: db.jobs.list_jobs(ledger), seconds=60)
     watch = start("watch", "job", "watch", job.job.id, "--json")
     wait_until(lambda: follows(postgres, "watch"), seconds=60)
-    wait_until(lambda: follows(postgres, "run"), seconds=120)
+    wait_until(lambda: follows(postgres, "run"), seconds=300)  # its worker has started
 
     def completed_rows():
         return db.jobs.progress(ledger, job.job.id).completed_rows
