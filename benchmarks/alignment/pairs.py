@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from db.datasets import DatasetSource, placed_rows
 from models.loading import Description
-from models.training.dataset import read_file
+from models.training import dataset
 from models.training.encoding import EncodedPair, PairEncoder, collate
 from models.training.objective import preference_loss
 from models.training.trainer import SortedBatches
@@ -49,7 +50,8 @@ class Schedule:
 def read_pairs(path: Path, base: Description) -> list[EncodedPair]:
     """The usable pairs of a file, encoded as ARM training encodes them."""
     encoder = PairEncoder(base.tokenizer, base.template, max_prompt_tokens=512, max_tokens=1024)
-    return list(read_file(path, encoder).pairs)
+    source = dataset.PairSource(path.name, placed_rows(DatasetSource(str(path))))
+    return list(dataset.read_pairs(source, encoder).pairs)
 
 
 def batch_of(pairs: Sequence[Pair]) -> dict[str, Tensor]:

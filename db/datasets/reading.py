@@ -43,10 +43,15 @@ def open_dataset(source: DatasetSource, samples: int = 1) -> Iterator[NewRow]:
         DatasetError: the dataset is missing, empty, broken (the message names the line), or has no usable column; the
             later rows may raise it too, while they are read.
     """
-    return new_rows(_placed_rows(source), source.columns, source.name.removeprefix(HUB), samples)
+    return new_rows(placed_rows(source), source.columns, source.name.removeprefix(HUB), samples)
 
 
-def _placed_rows(source: DatasetSource) -> Iterator[PlacedRow]:
+def placed_rows(source: DatasetSource) -> Iterator[PlacedRow]:
+    """The rows of a dataset as they stand, streamed, each with its place; `source.columns` play no part.
+
+    Raises:
+        DatasetError: the dataset is missing or broken; the later rows may raise it too, while they are read.
+    """
     name = source.name
     if name.startswith(HUB) or (not Path(name).is_file() and _means_hub(source)):
         return read_hub(name.removeprefix(HUB), source.config, source.split)

@@ -1,22 +1,35 @@
-"""The pairs of a training run: read from their files, encoded, and split into training and held-out pairs."""
+"""The pairs of a training run: checked, encoded, and split into training and held-out pairs."""
 
 import hashlib
+import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 from models.training.encoding import EncodedPair, PairEncoder
-from models.training.preferences import BadPair, PreferencesError, read_preferences
+from models.training.preferences import BadPair, PreferencesError, parse_preference
 
 
 @dataclass(frozen=True)
-class PairFile:
-    """One file of pairs as a model sees it."""
+class PairSource:
+    """Where pairs come from: rows that somebody else reads."""
 
-    path: Path
+    name: str
+    """A file's name, or a dataset's."""
+    rows: Iterable[tuple[str, Mapping[str, Any]]]
+    """Where each row stands ("line 7"), and the row."""
+    sha256: str | None = None
+    """Of the file; None: that of the rows is computed."""
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """The pairs of one source as a model sees them."""
+
+    name: str
     sha256: str
     pairs: Sequence[EncodedPair]
     bad: Sequence[BadPair]
@@ -29,46 +42,83 @@ class PairFile:
 
     def __str__(self) -> str:
         left_out = ", ".join(f"{count} {problem}" for problem, count in self.problems.items())
-        return f"{self.path.name}: {len(self.pairs)} pairs" + (f", left out: {left_out}" if left_out else "")
+        return f"{self.name}: {len(self.pairs)} pairs" + (f", left out: {left_out}" if left_out else "")
 
 
 @dataclass(frozen=True)
 class Data:
     """The pairs of a training run."""
 
-    files: Sequence[PairFile]
+    sets: Sequence[PairSet]
     train: Sequence[EncodedPair]
     held_out: Sequence[EncodedPair]
 
+    @cached_property
+    def held_out_prompts_seen(self) -> int:
+        """Held-out pairs whose prompt is one of training, so that they flatter the figures."""
+        trained = {pair.preference.prompt for pair in self.train}
+        return sum(pair.preference.prompt in trained for pair in self.held_out)
 
-def read_data(path: Path, eval_path: Path | None, encoder: PairEncoder, eval_fraction: float, seed: int) -> Data:
-    """Read and encode pairs; hold out those of `eval_path`, or else `eval_fraction` of the prompts of `path`.
+    @cached_property
+    def mean_tokens(self) -> tuple[float, float]:
+        """Mean response tokens of the chosen and of the rejected responses that are trained on.
+
+        Pairs that differ by length teach length.
+        """
+        chosen, rejected = (
+            sum(response.response_tokens for response in side) / len(self.train)
+            for side in ([pair.chosen for pair in self.train], [pair.rejected for pair in self.train])
+        )
+        return chosen, rejected
+
+
+def read_data(
+    source: PairSource,
+    eval_source: PairSource | None,
+    encoder: PairEncoder,
+    eval_fraction: float,
+    seed: int,
+    on_row: Callable[[int], None] = lambda count: None,
+) -> Data:
+    """Read and encode pairs; hold out those of `eval_source`, or else `eval_fraction` of the prompts of `source`.
+
+    Args:
+        on_row: called with the number of rows that were read of a source.
 
     Raises:
-        PreferencesError: a file cannot be read, or holds no usable pair, or nothing can be held out.
+        PreferencesError: a source holds no usable pair, or nothing can be held out.
     """
-    file = read_file(path, encoder)
-    if eval_path is not None:
-        eval_file = read_file(eval_path, encoder)
-        return Data([file, eval_file], file.pairs, eval_file.pairs)
-    train, held_out = split(file.pairs, eval_fraction, seed)
-    return Data([file], train, held_out)
+    pairs = read_pairs(source, encoder, on_row)
+    if eval_source is not None:
+        eval_pairs = read_pairs(eval_source, encoder, on_row)
+        return Data([pairs, eval_pairs], pairs.pairs, eval_pairs.pairs)
+    train, held_out = split(pairs.pairs, eval_fraction, seed)
+    return Data([pairs], train, held_out)
 
 
-def read_file(path: Path, encoder: PairEncoder) -> PairFile:
-    """Read and encode the pairs of one file.
+def read_pairs(source: PairSource, encoder: PairEncoder, on_row: Callable[[int], None] = lambda count: None) -> PairSet:
+    """Check and encode the pairs of one source.
 
     Raises:
-        PreferencesError: the file cannot be read, or holds no usable pair.
+        PreferencesError: it holds no usable pair.
     """
-    preferences = read_preferences(path)
-    encoded = [encoder.encode(pair) for pair in preferences.pairs]
-    pairs = [one for one in encoded if isinstance(one, EncodedPair)]
-    bad = [*preferences.bad, *(one for one in encoded if isinstance(one, BadPair))]
+    pairs: list[EncodedPair] = []
+    bad: list[BadPair] = []
+    digest = hashlib.sha256()
+    for number, (place, row) in enumerate(source.rows, start=1):
+        if source.sha256 is None:
+            digest.update(json.dumps(row, sort_keys=True).encode())
+        preference = parse_preference(place, row)
+        pair = preference if isinstance(preference, BadPair) else encoder.encode(preference)
+        if isinstance(pair, BadPair):
+            bad.append(pair)
+        else:
+            pairs.append(pair)
+        on_row(number)
     if not pairs:
         first = f" ({bad[0]})" if bad else ""
-        raise PreferencesError(f"{path}: no usable preference pair{first}")
-    return PairFile(path, hashlib.sha256(path.read_bytes()).hexdigest(), pairs, sorted(bad, key=lambda one: one.line))
+        raise PreferencesError(f"{source.name}: no usable preference pair{first}")
+    return PairSet(source.name, source.sha256 or digest.hexdigest(), pairs, bad)
 
 
 def split(pairs: Sequence[EncodedPair], fraction: float, seed: int) -> tuple[list[EncodedPair], list[EncodedPair]]:
@@ -82,10 +132,10 @@ def split(pairs: Sequence[EncodedPair], fraction: float, seed: int) -> tuple[lis
     """
     if fraction == 0.0:
         return list(pairs), []
-    prompts = sorted({pair.preference.prompt for pair in pairs})
+    prompts = sorted({pair.preference.prompt for pair in pairs}, key=repr)
     if len(prompts) < 2:
         raise PreferencesError(
-            "all pairs share one prompt, so that none can be held out; give a file of evaluation pairs"
+            "all pairs share one prompt, so that none can be held out; give evaluation pairs of their own (--eval)"
         )
     random.Random(seed).shuffle(prompts)
     count = min(max(1, round(len(prompts) * fraction)), len(prompts) - 1)

@@ -1,5 +1,6 @@
 """Pairs as token ids: the model's own template around the prompt, the response, the token that closes it; batches."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.errors import first_line
 from models.rendering import closing_token
-from models.training.preferences import BadPair, Preference, Problem
+from models.training.conversations import Conversation
+from models.training.preferences import BadPair, Preference, Problem, Prompt
 
 
 @dataclass(frozen=True)
 class EncodedResponse:
     """A prompt and one response as token ids, the closing token included."""
 
-    ids: tuple[int, ...]
+    ids: "array[int]"
+    """int32: a large dataset stays in memory."""
     response_start: int
     """Index of the first token that belongs to the response; at least 1."""
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens that carry a reward."""
+        return len(self.ids) - self.response_start
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,8 @@ class EncodedPair:
     """The pair as text."""
     chosen: EncodedResponse
     rejected: EncodedResponse
+    base_rewards: tuple[float, float] = (0.0, 0.0)
+    """Σ log π_base of chosen and rejected; only the fused objective asks for them."""
 
     @property
     def tokens(self) -> int:
@@ -53,17 +64,20 @@ class PairEncoder:
 
     def encode(self, pair: Preference) -> EncodedPair | BadPair:
         """Token ids of a pair, or why it cannot be used."""
-        prompt = self._prompt_text(pair.prompt)
+        try:
+            prompt, space = self._prompt_text(pair.prompt)
+        except Exception as error:  # a template is a program, and may raise anything
+            return BadPair(pair.place, Problem.REFUSED, first_line(error))
         prompt_ids = self._ids(prompt)
         if len(prompt_ids) > self.max_prompt_tokens:
             detail = f"the prompt has {len(prompt_ids)} tokens, allowed are {self.max_prompt_tokens}"
-            return BadPair(pair.line, Problem.PROMPT_TOO_LONG, detail)
-        chosen = self._response(prompt, prompt_ids, pair.chosen)
-        rejected = self._response(prompt, prompt_ids, pair.rejected)
+            return BadPair(pair.place, Problem.PROMPT_TOO_LONG, detail)
+        chosen = self._response(prompt, prompt_ids, space + pair.chosen)
+        rejected = self._response(prompt, prompt_ids, space + pair.rejected)
         encoded = EncodedPair(pair, chosen, rejected)
         if encoded.tokens > self.max_tokens:
             detail = f"prompt and response have {encoded.tokens} tokens, allowed are {self.max_tokens}"
-            return BadPair(pair.line, Problem.TOO_LONG, detail)
+            return BadPair(pair.place, Problem.TOO_LONG, detail)
         return encoded
 
     def _response(self, prompt: str, prompt_ids: Sequence[int], response: str) -> EncodedResponse:
@@ -71,19 +85,25 @@ class PairEncoder:
         if ids[-1] != self.closing_id:
             ids.append(self.closing_id)
         # The first token has nothing before it that could predict it, so it cannot be rewarded.
-        return EncodedResponse(tuple(ids), max(1, common_prefix(prompt_ids, ids)))
+        return EncodedResponse(array("i", ids), max(1, common_prefix(prompt_ids, ids)))
 
-    def _prompt_text(self, prompt: str) -> str:
+    def _prompt_text(self, prompt: Prompt) -> tuple[str, str]:
+        """A prompt as the model sees it, and what stands between it and the response.
+
+        Raises:
+            Exception: the template refuses the conversation, or there is none.
+        """
         if self.template is None:
-            return prompt
-        return str(
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                chat_template=self.template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
+            if isinstance(prompt, str):
+                return prompt, ""
+            if prompt.transcript is None:
+                raise ValueError("the model has no chat template for messages")
+            return prompt.transcript, " "
+        conversation = prompt.messages if isinstance(prompt, Conversation) else [{"role": "user", "content": prompt}]
+        text = self.tokenizer.apply_chat_template(
+            conversation, chat_template=self.template, add_generation_prompt=True, tokenize=False
         )
+        return str(text), ""
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=self.template is None)["input_ids"])
@@ -107,6 +127,7 @@ def collate(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
         input_ids: int64 [2 · pairs, longest], padded on the right with `pad_id`.
         attention_mask: int64 [2 · pairs, longest], 1 where a token is.
         response_mask: bool [2 · pairs, longest], True where a token of the response is.
+        base_rewards: float32 [2 · pairs], Σ log π_base of each response; zero where the objective does not ask for it.
     """
     rows = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     longest = max(len(row.ids) for row in rows)
@@ -117,4 +138,10 @@ def collate(pairs: Sequence[EncodedPair], pad_id: int) -> dict[str, Tensor]:
         input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
         attention_mask[index, : len(row.ids)] = 1
         response_mask[index, row.response_start : len(row.ids)] = True
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "response_mask": response_mask}
+    base = [pair.base_rewards[0] for pair in pairs] + [pair.base_rewards[1] for pair in pairs]
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "response_mask": response_mask,
+        "base_rewards": torch.tensor(base, dtype=torch.float32),
+    }

@@ -4,6 +4,11 @@
     L = − E log σ( β_r · [ r(x, y_w) − r(x, y_l) ] )
 
 No reference model and no length normalisation (arXiv 2410.08193, equation 7).
+
+The fused objective compares, in place of r, what guided decoding adds up, per token, and wants a margin γ between them:
+
+    s(x, y) = Σ_t [ log π_base(y_t | x, y_<t) + w · log π_r(y_t | x, y_<t) ] / |y|
+    L = − E log σ( β_r · [ s(x, y_w) − s(x, y_l) ] − γ )
 """
 
 from collections.abc import Iterator
@@ -19,18 +24,34 @@ CHUNK_TOKENS = 256
 """Tokens whose full distributions are in memory as float32 at the same time."""
 
 
-def preference_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, beta: float) -> Tensor:
+def preference_loss(chosen_rewards: Tensor, rejected_rewards: Tensor, beta: float, margin: float = 0.0) -> Tensor:
     """The objective over a batch of pairs.
 
     Args:
-        chosen_rewards: r(x, y_w), float32 [pairs].
-        rejected_rewards: r(x, y_l), float32 [pairs].
+        chosen_rewards: r(x, y_w), or s(x, y_w), float32 [pairs].
+        rejected_rewards: r(x, y_l), or s(x, y_l), float32 [pairs].
         beta: β_r.
+        margin: γ.
 
     Returns:
         The mean loss, float32 [].
     """
-    return -logsigmoid(beta * (chosen_rewards - rejected_rewards)).mean()
+    return -logsigmoid(beta * (chosen_rewards - rejected_rewards) - margin).mean()
+
+
+def fused_scores(rewards: Tensor, base_rewards: Tensor, tokens: Tensor, weight: float) -> Tensor:
+    """s(x, y) of the fused objective.
+
+    Args:
+        rewards: Σ log π_r, float32 [rows].
+        base_rewards: Σ log π_base over the same tokens, float32 [rows].
+        tokens: |y|, the closing token included, [rows].
+        weight: w.
+
+    Returns:
+        float32 [rows].
+    """
+    return (base_rewards + weight * rewards) / tokens
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
@@ -63,7 +84,7 @@ def sequence_rewards(
     """Rewards r(x, y) = Σ log π_r over the response tokens of each row; prompt and padding do not count.
 
     Args:
-        model: a transformers causal language model, or a PEFT model around one.
+        model: a transformers causal language model, or a PEFT model around one; also in DistributedDataParallel.
         input_ids: int64 [rows, length], padded on the right.
         attention_mask: [rows, length], 1 where a token is.
         response_mask: bool [rows, length], True at response tokens; never in the first column.
@@ -94,6 +115,7 @@ def rows_of_head(model: Any, wanted: Tensor) -> Iterator[None]:
     def keep_wanted(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (states[0][wanted], *states[1:])
 
+    model = getattr(model, "module", model)  # as it is inside of DistributedDataParallel
     hook = model.get_output_embeddings().register_forward_pre_hook(keep_wanted)
     try:
         yield

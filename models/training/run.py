@@ -1,23 +1,32 @@
-"""One training run from files to files: pairs and a base in, an adapter folder with its model card out."""
+"""One training run: pairs and a base in, the folder of an ARM with its model card out; stopped and resumed at will."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import AutoModelForCausalLM, set_seed
+from accelerate import PartialState
+from transformers import set_seed
 
-from models.errors import SpecError, UnsupportedModelError, first_line
+from models.errors import ModelsError, UnsupportedModelError
 from models.loading import Description, describe
-from models.training.card import Card, write_card
-from models.training.dataset import Data, read_data
-from models.training.encoding import PairEncoder
+from models.training import checkpoint, weights
+from models.training.base_rewards import cache_path, compute_rewards, digest_of, with_base_rewards
+from models.training.card import Card, Trained, write_card
+from models.training.dataset import Data, PairSource, read_data
+from models.training.encoding import EncodedPair, PairEncoder
 from models.training.settings import TrainingSettings
-from models.training.trainer import Evaluation, Step, evaluate, make_trainer
+from models.training.trainer import ArmTrainer, make_trainer, training_arguments
+from models.training.watching import Evaluation, Listener
 from models.zoo import Placement
+
+FIGURES_FILE = "training.json"
+
+
+class TrainingStopped(ModelsError):  # noqa: N818  # it was asked for
+    """A run ended because it was asked to; its checkpoint goes on with it."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,18 @@ class TrainingRun:
     """What to train, on what, and where to."""
 
     base: str
-    """Reference of the model that the ARM is an adapter of: a hub id, a folder or a .gguf file."""
-    pairs: Path
+    """Reference of the model that the ARM is trained from: a hub id, a folder or a .gguf file."""
+    pairs: PairSource
     output: Path
     settings: TrainingSettings
     home: Path
-    """Converted models are kept under `home/models`."""
-    eval_pairs: Path | None = None
+    """Converted models are kept under `home/models`, log-probabilities of bases under `home/logprobs`."""
+    eval_pairs: PairSource | None = None
     """Held-out pairs; None holds out `settings.eval_fraction` of `pairs`."""
+    save_every: int = 50
+    """Optimiser steps between two checkpoints; 0: none."""
+    resume: bool = False
+    """Go on from the checkpoint in `output`, where there is one."""
     base_name: str | None = None
     """The base's name in the adapter's files, best a hub id, which means something elsewhere too; None: `base`."""
     about: str = ""
@@ -47,131 +60,197 @@ class TrainingRun:
         return self.base_name or (str(path.resolve()) if path.exists() else self.base)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run gave."""
+def train_arm(run: TrainingRun, listener: Listener) -> Trained:
+    """Train an ARM and write its folder: an adapter or a whole model, README.md and training.json.
 
-    output: Path
-    data: Data
-    before: Evaluation | None
-    """The base itself as a reward model; None without held-out pairs."""
-    after: Evaluation | None
-    steps: int
-    seconds: float
-
-
-def train_arm(run: TrainingRun, on_data: Callable[[Data], None], on_step: Callable[[Step], None]) -> Trained:
-    """Train an ARM and write its folder: adapter_config.json, adapter_model.safetensors and README.md.
-
-    Args:
-        run: what to train.
-        on_data: called once, when the pairs have been read and checked.
-        on_step: called after every optimiser step.
+    Under `accelerate launch` every process calls this; the main one alone writes and tells the listener.
 
     Raises:
-        PreferencesError: the pairs cannot be read, or none can be used.
+        PreferencesError: no pair can be used, or none can be held out.
         ModelNotFoundError, UnsupportedModelError: the base cannot be read or trained.
-        SpecError: the base has no layers of the names in `settings.targets`.
+        SpecError: the settings do not fit the base or the processes, or a checkpoint would be destroyed.
+        CheckpointError: the checkpoint to go on from is broken, or of another training.
+        TrainingStopped: the listener asked for it.
+        NotFiniteError: the loss is no number any more.
     """
+    arguments = training_arguments(run.settings, run.output)
+    if not is_main_process():
+        listener = _Silent(listener)
+    found = checkpoint.newest(run.output)
+    if found is not None and not run.resume:
+        raise checkpoint.in_the_way(found)
+    weights.require_place(run.output, run.settings)
     base = describe(run.base, run.home)
     if base.adapter is not None:
-        raise UnsupportedModelError(f"{run.base}: is an adapter; an ARM is trained on a whole model")
-    data = read_data(
-        run.pairs, run.eval_pairs, _encoder(base, run.settings), run.settings.eval_fraction, run.settings.seed
-    )
-    on_data(data)
+        raise UnsupportedModelError(f"{run.base}: is an adapter; an ARM is trained from a whole model")
+    data = _read(run, base, listener)
+    identity = _identity(run, base, data)
+    if found is not None:
+        checkpoint.require_same(found, identity)
+    elif run.resume and (finished := _finished(run, data, identity)) is not None:
+        listener.on_note("this training is finished already")
+        return finished
+    trainer = _trainer(run, base, data, arguments, identity, listener)
+    if found is not None:
+        trainer.resume(found)
+        listener.on_note(f"going on after step {found.step}")
+    return _write(run, base, _train(run, data, trainer), trainer)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return bool(PartialState().is_main_process)
+
+
+def _trainer(
+    run: TrainingRun,
+    base: Description,
+    data: Data,
+    arguments: Any,
+    identity: dict[str, Any],
+    listener: Listener,
+) -> ArmTrainer:
     set_seed(run.settings.seed)
-    model = add_adapter(load_frozen(base, run.settings), run)
-    trainer = make_trainer(
+    model = weights.load_trainable(base, run.settings, run.declared_base)
+    train, held_out = _with_base_rewards(run, base, model.to(arguments.device), data, listener)
+    return make_trainer(
         model,
         run.settings,
-        data.train,
-        data.held_out,
+        train,
+        held_out,
+        arguments=arguments,
         vocabulary_size=base.vocabulary.size,
         pad_id=base.tokenizer.pad_token_id or 0,
-        output=run.output,
-        on_step=on_step,
+        identity=identity,
+        save_every=run.save_every,
+        listener=listener,
     )
-    started = time.monotonic()
-    before = evaluate(trainer) if data.held_out else None
-    steps = trainer.train().global_step
-    after = evaluate(trainer) if data.held_out else None
-    model.save_pretrained(str(run.output), save_embedding_layers=False)
-    trained = Trained(run.output, data, before, after, steps, time.monotonic() - started)
-    write_card(_card(run, trained), run.output)
+
+
+class _Silent(Listener):
+    """Of a process that is not the main one: hears nothing, and can be asked to stop."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.stop_requested = listener.stop_requested  # type: ignore[method-assign]
+
+
+def _read(run: TrainingRun, base: Description, listener: Listener) -> Data:
+    encoder = PairEncoder(
+        base.tokenizer,
+        base.template,
+        max_prompt_tokens=min(run.settings.max_prompt_tokens, base.context_tokens),
+        max_tokens=min(run.settings.max_tokens, base.context_tokens),
+    )
+    counted = partial(listener.on_count, "reading pairs", total=None)
+    data = read_data(run.pairs, run.eval_pairs, encoder, run.settings.eval_fraction, run.settings.seed, counted)
+    listener.on_data(data)
+    return data
+
+
+def _with_base_rewards(
+    run: TrainingRun, base: Description, model: Any, data: Data, listener: Listener
+) -> tuple[list[EncodedPair], list[EncodedPair]]:
+    """Training and held-out pairs, with the log-probabilities of the base where the objective needs them.
+
+    The model is still the base: nothing has been trained yet.
+    """
+    if run.settings.objective != "fused":
+        return list(data.train), list(data.held_out)
+    pairs = [*data.train, *data.held_out]
+    dtype = str(next(model.parameters()).dtype)
+    compute = partial(
+        compute_rewards,
+        model,
+        pairs,
+        vocabulary_size=base.vocabulary.size,
+        pad_id=base.tokenizer.pad_token_id or 0,
+        pairs_per_pass=run.settings.pairs_per_pass,
+        on_count=lambda done: listener.on_count("log-probabilities of the base", done, len(pairs)),
+    )
+    path = cache_path(run.home, weights.fingerprint(base.backbone.folder), dtype, pairs)
+    pairs = with_base_rewards(pairs, path, compute)
+    return pairs[: len(data.train)], pairs[len(data.train) :]
+
+
+def _identity(run: TrainingRun, base: Description, data: Data) -> dict[str, Any]:
+    """What the trained weights depend on."""
+    return {
+        **run.settings.model_dump(mode="json"),
+        "dtype": str(Placement.choose("auto", run.settings.dtype).dtype).removeprefix("torch."),
+        "base": weights.fingerprint(base.backbone.folder),
+        "training pairs": digest_of(data.train),
+        "held-out pairs": digest_of(data.held_out),
+        "processes": PartialState().num_processes,
+    }
+
+
+def _train(run: TrainingRun, data: Data, trainer: ArmTrainer) -> Trained:
+    """Train, or train on, and leave the model with the weights that are to be kept.
+
+    Raises:
+        TrainingStopped: the listener asked for it.
+    """
+    watch = trainer.watch
+    if data.held_out and 0 not in watch.record.evaluations:
+        trainer.evaluate()
+    state = trainer.train(resume_from_checkpoint=str(trainer.resumed.folder) if trainer.resumed else None)
+    steps = state.global_step
+    if watch.is_stopped:
+        raise TrainingStopped(_stopped(run, steps, trainer.state.max_steps))
+    if watch.record.best_step:
+        steps = watch.record.best_step
+        trainer.accelerator.wait_for_everyone()  # the main process may still write them
+        checkpoint.restore(trainer.model, checkpoint.best_weights(run.output, steps))
+    if data.held_out and steps not in watch.record.evaluations:
+        trainer.evaluate()
+    evaluations = watch.record.evaluations
+    return Trained(
+        run.output, data, evaluations.get(0), evaluations.get(steps), dict(evaluations), steps, watch.seconds
+    )
+
+
+def _stopped(run: TrainingRun, step: int, steps: int) -> str:
+    if not run.save_every:
+        return f"stopped after step {step} of {steps}; nothing was saved (--save-every 0)"
+    return f"stopped and saved after step {step} of {steps}; the same command with --resume goes on"
+
+
+def _write(run: TrainingRun, base: Description, trained: Trained, trainer: ArmTrainer) -> Trained:
+    """Write the folder of an ARM; its checkpoint goes last."""
+    if is_main_process():
+        weights.save(trainer.model, base, run.output, run.settings)
+        card = Card(run.output.resolve().name, run.declared_base, run.about, run.command, run.settings, trained)
+        write_card(card, run.output)
+        (run.output / FIGURES_FILE).write_text(json.dumps(_figures(trained, trainer.identity), indent=1) + "\n")
+        checkpoint.remove(run.output)
+    trainer.accelerator.wait_for_everyone()
     return trained
 
 
-def load_frozen(base: Description, settings: TrainingSettings) -> Any:
-    """The base's weights, frozen, without dropout, as a transformers causal language model.
+def _figures(trained: Trained, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What scripts want to know of a training."""
+    chosen, rejected = trained.data.mean_tokens
+    return {
+        "training": dict(identity),
+        "pairs": [
+            {"name": one.name, "sha256": one.sha256, "pairs": len(one.pairs), "left_out": one.problems}
+            for one in trained.data.sets
+        ],
+        "mean_response_tokens": {"chosen": chosen, "rejected": rejected},
+        "evaluations": {str(step): asdict(one) for step, one in trained.evaluations.items()},
+        "steps": trained.steps,
+        "seconds": trained.seconds,
+    }
 
-    Raises:
-        UnsupportedModelError: transformers cannot load them.
-    """
-    dtype = Placement.choose("auto", settings.dtype).dtype
-    config = without_dropout(base.config)
+
+def _finished(run: TrainingRun, data: Data, identity: dict[str, Any]) -> Trained | None:
+    """What this very training gave, where it is finished."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base.backbone.folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModelError(f"{base.source.ref}: its weights cannot be loaded ({first_line(error)})") from None
-    return model.requires_grad_(False)
-
-
-def without_dropout(config: Any) -> Any:
-    """A copy of a transformers configuration in which every dropout probability is zero."""
-    zeros = {name: 0.0 for name, value in vars(config).items() if _is_dropout(name) and isinstance(value, float)}
-    return type(config).from_dict({**config.to_dict(), **zeros})
-
-
-def _is_dropout(name: str) -> bool:
-    return "dropout" in name or name.endswith("pdrop")
-
-
-def add_adapter(model: nn.Module, run: TrainingRun) -> Any:
-    """A LoRA adapter around frozen weights, without dropout; its own weights are float32.
-
-    Raises:
-        SpecError: the model has no layers of the names in `settings.targets`.
-    """
-    settings = run.settings
-    linear = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")})
-    if unknown := sorted(set(settings.targets) - set(linear)):
-        raise SpecError(
-            f"targets: the model has no linear layer named {', '.join(unknown)}; it has {', '.join(linear)}"
-        )
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=list(settings.targets),
-    )
-    adapted = get_peft_model(model, lora)
-    adapted.peft_config["default"].base_model_name_or_path = run.declared_base
-    return adapted
-
-
-def _encoder(base: Description, settings: TrainingSettings) -> PairEncoder:
-    return PairEncoder(
-        base.tokenizer,
-        base.template,
-        max_prompt_tokens=min(settings.max_prompt_tokens, base.context_tokens),
-        max_tokens=min(settings.max_tokens, base.context_tokens),
-    )
-
-
-def _card(run: TrainingRun, trained: Trained) -> Card:
-    return Card(
-        name=run.output.resolve().name,
-        base=run.declared_base,
-        about=run.about,
-        command=run.command,
-        settings=run.settings,
-        data=trained.data,
-        before=trained.before,
-        after=trained.after,
-        steps=trained.steps,
-        seconds=trained.seconds,
-    )
+        figures = json.loads((run.output / FIGURES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if figures.get("training") != identity:
+        return None
+    evaluations = {int(step): Evaluation(**one) for step, one in figures["evaluations"].items()}
+    steps = figures["steps"]
+    return Trained(run.output, data, evaluations.get(0), evaluations.get(steps), evaluations, steps, figures["seconds"])

@@ -1,8 +1,7 @@
-"""Training an autoregressive reward model: transformers' Trainer with the preference objective over a LoRA adapter."""
+"""Training an autoregressive reward model: transformers' Trainer with our objective, order of pairs and checkpoints."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,91 +10,147 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from models.training import checkpoint
 from models.training.encoding import EncodedPair, collate
-from models.training.objective import preference_loss, sequence_rewards
+from models.training.objective import fused_scores, preference_loss, sequence_rewards
 from models.training.settings import TrainingSettings
+from models.training.watching import Evaluation, Listener, Record, Watch
+from models.zoo import Placement
 
-
-@dataclass(frozen=True)
-class Step:
-    """Where a training run stands after an optimiser step; the figures are of that step's own pairs."""
-
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    margin: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How well rewards tell chosen from rejected; rewards are log-probabilities in nats, summed over a response."""
-
-    pairs: int
-    loss: float
-    accuracy: float
-    """Share of the pairs whose chosen response has the higher reward."""
-    margin: float
-    """Mean of chosen reward − rejected reward."""
-    chosen_reward: float
-    rejected_reward: float
+FIGURES = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
 
 
 class ArmTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
-    """transformers' Trainer whose loss is the preference objective.
+    """transformers' Trainer whose loss is the preference objective, and whose checkpoints are ours.
 
     Datasets are sequences of EncodedPair, batches those of `collate`. Each log entry of training carries the pair
-    accuracy, the reward margin, and the rewards of chosen and rejected since the last one.
+    accuracy and the margin since the last one.
 
     Args:
         settings: objective and batches.
         vocabulary_size: ids at and above it are padding of the LM head.
+        identity: what the trained weights depend on, JSON values; a checkpoint of another identity is refused.
+        watch: decides when to evaluate, save and stop; it is one of the callbacks.
         others: the arguments of transformers' Trainer.
     """
 
-    loss_is_scaled_for_ga = False  # the loss is a mean over a micro-batch
+    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
-    def __init__(self, *, settings: TrainingSettings, vocabulary_size: int, **others: Any) -> None:
+    def __init__(
+        self,
+        *,
+        settings: TrainingSettings,
+        vocabulary_size: int,
+        identity: Mapping[str, Any],
+        watch: Watch,
+        **others: Any,
+    ) -> None:
         self.settings = settings
         self.vocabulary_size = vocabulary_size
-        self._rewards_since_log: list[Tensor] = []
-        super().__init__(**others)
+        self.identity = identity
+        self.watch = watch
+        self.resumed: checkpoint.Checkpoint | None = None
+        self._since_log: list[Tensor] = []
+        super().__init__(callbacks=[watch], **others)
+        self.remove_callback(PrinterCallback)
 
-    def rewards(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-        """Rewards of a batch of pairs, float32 [pairs, 2]: chosen, rejected."""
-        rewards = sequence_rewards(model, **batch, vocabulary_size=self.vocabulary_size)
-        return rewards.view(2, -1).T
+    def scores(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the objective compares and the rewards, float32 [pairs, 4]: scores and rewards of chosen, rejected."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "base_rewards"}
+        rewards = sequence_rewards(model, **inputs, vocabulary_size=self.vocabulary_size)
+        scores = rewards
+        if self.settings.objective == "fused":
+            tokens = batch["response_mask"].sum(1)
+            scores = fused_scores(rewards, batch["base_rewards"], tokens, self.settings.fused_weight)
+        return torch.cat([scores.view(2, -1), rewards.view(2, -1)]).T
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The objective over one micro-batch."""
-        rewards = self.rewards(model, inputs)
-        self._rewards_since_log.append(rewards.detach())
-        loss = preference_loss(rewards[:, 0], rewards[:, 1], self.settings.beta)
-        return (loss, rewards) if return_outputs else loss
+        """The share of one micro-batch in the objective of its step."""
+        scores = self.scores(model, inputs)
+        self._since_log.append(scores.detach())
+        loss = preference_loss(scores[:, 0], scores[:, 1], self.settings.beta, self.settings.margin)
+        if num_items_in_batch is not None:
+            # DistributedDataParallel takes the mean over processes.
+            loss = loss * len(scores) * self.accelerator.num_processes / num_items_in_batch
+        return (loss, scores) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Pairs of a step, over all processes: a last micro-batch that is short weighs no more than its pairs."""
+        pairs = sum(len(batch["input_ids"]) // 2 for batch in batch_samples)
+        total: Tensor = self.accelerator.reduce(torch.tensor(float(pairs), device=device), "sum")
+        return total
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[None, Tensor, Tensor]:
-        """Rewards of one evaluation batch, [pairs, 2], where Trainer expects logits and labels."""
+        """Scores of one evaluation batch, [pairs, 4], where Trainer expects logits and labels."""
         with torch.no_grad():
-            rewards = self.rewards(model, self._prepare_inputs(inputs))
-        return None, rewards, rewards
+            scores = self.scores(model, self._prepare_inputs(inputs))
+        return None, scores, scores
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what the rewards since the last entry say to a log entry of training."""
-        if "loss" in logs and self._rewards_since_log:
-            rewards = torch.cat(self._rewards_since_log).cpu().numpy()
-            logs.update(reward_metrics(rewards, self.settings.beta) | {"loss": logs["loss"]})
-            self._rewards_since_log.clear()
+        """Add what the scores since the last entry say to a log entry of training."""
+        if "loss" in logs:
+            scores = torch.cat(self._since_log)
+            ahead, margins = (scores[:, 0] > scores[:, 1]).sum(), (scores[:, 0] - scores[:, 1]).sum()
+            mine = torch.stack([ahead.float(), margins, torch.tensor(float(len(scores)), device=scores.device)])
+            accuracy, margin, pairs = self.accelerator.reduce(mine, "sum").tolist()
+            logs |= {"accuracy": accuracy / pairs, "margin": margin / pairs}
+            self._since_log.clear()
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         pairs = train_dataset if train_dataset is not None else self.train_dataset
         return SortedBatches([pair.tokens for pair in pairs], self.settings.batch, self.settings.seed)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint of ours, in the main process; the others wait."""
+        if self.args.should_save:
+            optimizer = self.optimizer.state_dict()
+            checkpoint.write(
+                Path(self.args.output_dir),
+                self.state.global_step,
+                {
+                    "weights": checkpoint.trainable(self.model),
+                    "optimizer": checkpoint.optimizer_tensors(optimizer),
+                    "rng": checkpoint.random_state(),
+                },
+                {
+                    checkpoint.FACTS: {
+                        "identity": dict(self.identity),
+                        "optimizer": optimizer["param_groups"],
+                        "schedule": self.lr_scheduler.state_dict(),
+                        "record": self.watch.record.as_json() | {"seconds": self.watch.seconds},
+                    },
+                    checkpoint.TRAINER_STATE: vars(self.state) | {"log_history": []},
+                },
+                self.watch.record.best_step,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        assert self.resumed is not None
+        checkpoint.restore(self.model, self.resumed.tensors("weights"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if self.resumed is None:
+            return
+        groups, tensors = self.resumed.facts["optimizer"], self.resumed.tensors("optimizer")
+        self.optimizer.load_state_dict(checkpoint.optimizer_state(groups, tensors))
+        self.lr_scheduler.load_state_dict(self.resumed.facts["schedule"])
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if self.resumed is not None:
+            checkpoint.set_random_state(self.resumed.tensors("rng"))
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint when `train` is called."""
+        self.resumed = found
+        self.watch.record = Record.from_json(found.facts["record"])
 
 
 class SortedBatches(Sampler[int]):
@@ -129,34 +184,55 @@ class SortedBatches(Sampler[int]):
             yield from sorted(order[start : start + self.batch], key=lambda index: self.lengths[index])
 
 
-class StepReports(TrainerCallback):  # type: ignore[misc]  # as above
-    """Tells a listener of every optimiser step."""
-
-    def __init__(self, listener: Callable[[Step], None]) -> None:
-        self.listener = listener
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Report a log entry, if it is one of training."""
-        if logs and "loss" in logs:
-            figures = {name: logs[name] for name in ("loss", "accuracy", "margin")}
-            self.listener(Step(state.global_step, state.max_steps, **figures))
-
-
-def reward_metrics(rewards: np.ndarray, beta: float) -> dict[str, float]:
+def reward_metrics(scores: np.ndarray, settings: TrainingSettings) -> dict[str, float]:
     """Figures over pairs.
 
     Args:
-        rewards: [pairs, 2], chosen and rejected.
-        beta: β_r.
+        scores: [pairs, 4]: what the objective compares and the rewards, each of chosen and rejected.
     """
-    chosen, rejected = torch.from_numpy(rewards).double().unbind(1)
+    chosen, rejected, chosen_reward, rejected_reward = torch.from_numpy(scores).double().unbind(1)
     return {
-        "loss": float(preference_loss(chosen, rejected, beta)),
+        "loss": float(preference_loss(chosen, rejected, settings.beta, settings.margin)),
         "accuracy": float((chosen > rejected).double().mean()),
         "margin": float((chosen - rejected).mean()),
-        "chosen_reward": float(chosen.mean()),
-        "rejected_reward": float(rejected.mean()),
+        "chosen_reward": float(chosen_reward.mean()),
+        "rejected_reward": float(rejected_reward.mean()),
     }
+
+
+def training_arguments(settings: TrainingSettings, output: Path) -> TrainingArguments:
+    """The settings as transformers' Trainer has them; this sets up the processes, where there are several.
+
+    Raises:
+        SpecError: a batch cannot be shared out among them.
+    """
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=settings.pairs_per_pass,
+        per_device_eval_batch_size=settings.pairs_per_pass,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        bf16=settings.tuning == "full" and Placement.choose("auto", settings.dtype).dtype is torch.bfloat16,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        use_cpu=not torch.cuda.is_available(),
+        seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    arguments.gradient_accumulation_steps = settings.passes_per_step(arguments.world_size)
+    if arguments.n_gpu > 1:  # several GPUs in one process would be torch's DataParallel, which hooks do not survive
+        arguments._n_gpu = 1
+    return arguments
 
 
 def make_trainer(
@@ -165,58 +241,44 @@ def make_trainer(
     pairs: Sequence[EncodedPair],
     eval_pairs: Sequence[EncodedPair],
     *,
+    arguments: TrainingArguments,
     vocabulary_size: int,
     pad_id: int,
-    output: Path,
-    on_step: Callable[[Step], None] | None = None,
+    identity: Mapping[str, Any],
+    save_every: int,
+    listener: Listener,
 ) -> ArmTrainer:
-    """A trainer that is ready to `train()` and `evaluate()`; it prints nothing and writes nothing by itself.
+    """A trainer that is ready to `train()` and `evaluate()`; it prints nothing, and writes checkpoints alone.
 
     Args:
-        model: a PEFT model on the device where it is to be trained.
+        model: what `load_trainable` gave.
         settings: objective, optimiser and batches.
         pairs: to train on.
         eval_pairs: held out; may be empty.
+        arguments: what `training_arguments` made of the settings.
         vocabulary_size: ids at and above it are padding of the LM head.
         pad_id: any token id; padded positions are masked.
-        output: folder of the run.
-        on_step: called after every optimiser step.
+        identity: what the trained weights depend on, JSON values.
+        save_every: steps between two checkpoints; 0: none.
+        listener: told of every step and evaluation.
     """
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        per_device_train_batch_size=settings.pairs_per_pass,
-        per_device_eval_batch_size=settings.pairs_per_pass,
-        gradient_accumulation_steps=settings.batch // settings.pairs_per_pass,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+    count = len(eval_pairs)
+    watch = Watch(
+        settings,
+        save_every,
+        Path(arguments.output_dir),
+        listener,
+        lambda metrics: Evaluation(count, **{name: metrics[f"eval_{name}"] for name in FIGURES}),
     )
-    trainer = ArmTrainer(
+    return ArmTrainer(
         settings=settings,
         vocabulary_size=vocabulary_size,
+        identity=identity,
+        watch=watch,
         model=model,
         args=arguments,
         train_dataset=list(pairs),
         eval_dataset=sorted(eval_pairs, key=lambda pair: pair.tokens),
         data_collator=partial(collate, pad_id=pad_id),
-        compute_metrics=lambda prediction: reward_metrics(prediction.predictions, settings.beta),
-        callbacks=[StepReports(on_step)] if on_step else None,
+        compute_metrics=lambda prediction: reward_metrics(prediction.predictions, settings),
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def evaluate(trainer: ArmTrainer) -> Evaluation:
-    """Figures of the model as it is now over the trainer's held-out pairs."""
-    metrics = trainer.evaluate()
-    names = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
-    return Evaluation(pairs=len(trainer.eval_dataset), **{name: metrics[f"eval_{name}"] for name in names})

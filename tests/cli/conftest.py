@@ -8,8 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.tiny_models import make_model
+from worker.cli.main import main
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +72,24 @@ def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENARM_DTYPE", "float32")
+    return tmp_path
+
+
+@pytest.fixture
+def genarm_here(here):
+    """Run a command in this process; its result."""
+    return lambda *words: CliRunner().invoke(main, [str(word) for word in words], prog_name="genarm")
+
+
+def facts(done):
+    """The one object on stdout of a command that succeeded."""
+    assert done.exit_code == 0, done.output
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)

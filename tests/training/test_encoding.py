@@ -6,10 +6,12 @@ import torch
 from models.errors import UnsupportedModelError
 from models.rendering import Renderer, closing_token
 from models.spec import GenerationSpec, PromptRow
-from models.training.dataset import read_data, read_file, split
+from models.training.conversations import Conversation, Turn
+from models.training.dataset import read_data, read_pairs, split
 from models.training.encoding import EncodedPair, PairEncoder, collate, common_prefix
 from models.training.preferences import PreferencesError, Problem
 from tests.tiny_models import make_tokenizer
+from tests.training.conftest import learnable, source_of
 
 CHAT = (
     "{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}bot:{% endif %}"
@@ -53,6 +55,45 @@ def test_with_a_template_the_prompt_is_what_the_engine_renders_and_the_turns_end
     assert list(chosen.ids[: chosen.response_start]) == rendered
     assert tokenizer.decode(rendered) == "user:hi<end>bot:"
     assert tokenizer.convert_ids_to_tokens(chosen.ids[chosen.response_start :]) == ["a", "b", "<end>"]
+
+
+def test_a_conversation_goes_through_the_template_as_the_engine_renders_its_messages(
+    merging_tokenizer, encoder, preference
+):
+    tokenizer = merging_tokenizer(template=CHAT)
+    conversation = Conversation((Turn("system", "be"), Turn("user", "hi")))
+    row = PromptRow.parse({"messages": conversation.messages}, 0, GenerationSpec(base="b"))
+
+    chosen = encoder(tokenizer).encode(preference(conversation, "ab", "c")).chosen
+
+    assert list(chosen.ids[: chosen.response_start]) == Renderer(tokenizer, CHAT, "m").prompt_ids(
+        row, system=None, raw=False
+    )
+    assert texts(tokenizer, chosen) == ("system:be<end>user:hi<end>bot:", ["a", "b", "<end>"])
+
+
+def test_a_transcript_stands_as_it_is_without_a_template(merging_tokenizer, encoder, preference):
+    tokenizer = merging_tokenizer()
+    conversation = Conversation((Turn("user", "hi"),), "\n\nHuman: hi\n\nAssistant:")
+
+    chosen = encoder(tokenizer).encode(preference(conversation, "ab", "c")).chosen
+
+    assert tokenizer.decode(chosen.ids) == "\n\nHuman: hi\n\nAssistant: ab</s>"
+    assert chosen.response_tokens == 4
+
+
+def test_what_a_template_refuses_is_a_bad_pair(merging_tokenizer, encoder, preference):
+    conversation = Conversation((Turn("user", "hi"),))
+    strict = merging_tokenizer(template="{{ raise_exception('roles must alternate') }}")
+    strict_encoder = PairEncoder(strict, None, max_prompt_tokens=9, max_tokens=9)
+    strict_encoder.template = strict.chat_template
+
+    refused = strict_encoder.encode(preference(conversation, line=4))
+    untemplated = encoder(merging_tokenizer()).encode(preference(conversation))
+
+    assert str(refused) == "line 4: refused by the template: roles must alternate"
+    assert untemplated.problem is Problem.REFUSED
+    assert "no chat template for messages" in untemplated.detail
 
 
 def test_a_token_that_merges_across_the_boundary_belongs_to_the_response(merging_tokenizer, encoder, preference):
@@ -114,7 +155,7 @@ def test_limits_count_tokens_and_long_pairs_are_bad_pairs(merging_tokenizer, enc
     assert fitting.tokens == 8
     assert long_prompt.problem is Problem.PROMPT_TOO_LONG
     assert "5 tokens, allowed are 4" in long_prompt.detail
-    assert (long_rejected.line, long_rejected.problem) == (7, Problem.TOO_LONG)
+    assert (long_rejected.place, long_rejected.problem) == ("line 7", Problem.TOO_LONG)
 
 
 def test_a_batch_masks_prompt_and_padding(merging_tokenizer, encoder, preference):
@@ -139,8 +180,8 @@ def test_a_batch_masks_prompt_and_padding(merging_tokenizer, encoder, preference
     assert batch["response_mask"].dtype == torch.bool
 
 
-def test_a_file_counts_what_it_leaves_out(write_jsonl, merging_tokenizer, encoder):
-    path = write_jsonl(
+def test_a_source_counts_what_it_leaves_out(merging_tokenizer, encoder):
+    source = source_of(
         [
             {"prompt": "p", "chosen": "c", "rejected": "r"},
             {"prompt": "p" * 9, "chosen": "c", "rejected": "r"},
@@ -149,25 +190,24 @@ def test_a_file_counts_what_it_leaves_out(write_jsonl, merging_tokenizer, encode
         ]
     )
 
-    file = read_file(path, encoder(merging_tokenizer(), max_prompt_tokens=8))
+    pairs = read_pairs(source, encoder(merging_tokenizer(), max_prompt_tokens=8))
 
-    assert str(file) == "pairs.jsonl: 1 pairs, left out: 2 prompt too long, 1 identical"
-    assert [bad.line for bad in file.bad] == [2, 3, 4]
+    assert str(pairs) == "pairs.jsonl: 1 pairs, left out: 2 prompt too long, 1 identical"
+    assert [bad.place for bad in pairs.bad] == ["line 2", "line 3", "line 4"]
 
 
-def test_a_file_without_a_usable_pair_is_refused_with_the_first_reason(write_jsonl, merging_tokenizer, encoder):
-    path = write_jsonl([{"prompt": "p", "chosen": "", "rejected": "r"}])
+def test_a_source_without_a_usable_pair_is_refused_with_the_first_reason(merging_tokenizer, encoder):
+    source = source_of([{"prompt": "p", "chosen": "", "rejected": "r"}])
 
     with pytest.raises(PreferencesError, match=r"no usable preference pair .line 1: empty: `chosen` is empty"):
-        read_file(path, encoder(merging_tokenizer()))
+        read_pairs(source, encoder(merging_tokenizer()))
 
 
-def test_split_keeps_the_pairs_of_a_prompt_together(write_jsonl, merging_tokenizer, encoder, learnable_rows):
-    rows = learnable_rows(20)
-    path = write_jsonl(rows + rows)
+def test_split_keeps_the_pairs_of_a_prompt_together(merging_tokenizer, encoder):
+    source = source_of(learnable(20) * 2)
 
-    one = read_data(path, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
-    again = read_data(path, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
+    one = read_data(source, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
+    again = read_data(source, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
 
     held = {pair.preference.prompt for pair in one.held_out}
     assert len(held) == 5

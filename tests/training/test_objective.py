@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from models.training.objective import CHUNK_TOKENS, preference_loss, sequence_rewards, token_logprobs
+from models.training.objective import CHUNK_TOKENS, fused_scores, preference_loss, sequence_rewards, token_logprobs
 from tests.tiny_models import FAMILIES, make_model
 
 
@@ -86,6 +86,42 @@ def test_rewards_are_the_plain_sums_over_response_tokens(tmp_path, batch, family
     plain = plain_rewards(model, batch, vocabulary_size)
     torch.testing.assert_close(rewards, plain, atol=1e-5, rtol=1e-6)
     assert (plain_rewards(model, batch, vocabulary_size + 5) - plain).abs().max() > 1e-3  # padding rows matter
+
+
+def trl_logps(model, batch, vocabulary_size):
+    """The sums as TRL's DPO trainer takes them: the padded batch at once, shifted labels, a mask over the prompt."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[..., :vocabulary_size]
+    labels, mask = batch["input_ids"].roll(-1, dims=1), batch["response_mask"].roll(-1, dims=1)
+    selected = torch.gather(logits, dim=-1, index=labels.unsqueeze(-1)).squeeze(-1)
+    per_token_logps = selected - torch.stack([torch.logsumexp(one, dim=-1) for one in logits])
+    return (per_token_logps * mask).sum(-1)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rewards_and_loss_are_those_of_log_probability_sums_as_trl_takes_them(tmp_path, batch, family):
+    model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "m", family, padding_rows=5)).eval()
+    pair = {name: tensor[:2] for name, tensor in batch.items()}
+    vocabulary_size = model.config.vocab_size - 5
+
+    rewards = sequence_rewards(model, **pair, vocabulary_size=vocabulary_size)
+    chosen, rejected = rewards.unbind()
+
+    expected = trl_logps(model, pair, vocabulary_size)
+    torch.testing.assert_close(rewards, expected, atol=1e-5, rtol=0)
+    loss = preference_loss(chosen[None], rejected[None], beta=0.05)
+    margin = 0.05 * (expected[0] - expected[1]).item()
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-margin)), abs=1e-5)
+
+
+def test_the_fused_loss_by_hand():
+    # (−6 + 0.5 · −4) / 2 = −4 and (−9 + 0.5 · −6) / 4 = −3; β = 2, γ = 1: −log σ(2 · −1 − 1) = log(1 + e³).
+    rewards, base = torch.tensor([-4.0, -6.0]), torch.tensor([-6.0, -9.0])
+
+    chosen, rejected = fused_scores(rewards, base, torch.tensor([2, 4]), weight=0.5)
+    loss = preference_loss(chosen[None], rejected[None], beta=2.0, margin=1.0)
+
+    assert (chosen.item(), rejected.item()) == (-4.0, -3.0)
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(3)), abs=1e-6)
 
 
 def test_padding_and_prompt_tokens_carry_no_reward(tmp_path, batch):

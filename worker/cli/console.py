@@ -1,16 +1,25 @@
 """All printing: facts on stdout, everything else on stderr, progress bars on a terminal only."""
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import click
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -58,6 +67,11 @@ def agreed(question: str) -> bool:
     if not answer:
         note("Nothing was changed.")
     return answer
+
+
+def note_in_signal(text: str) -> None:
+    """A note from a signal handler, which may have come in the middle of a line that rich writes."""
+    os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 def error(text: str) -> None:
@@ -158,26 +172,32 @@ def rows_read(source: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.update(task, completed=count)
 
 
-class TrainingStep(Protocol):
-    """One optimiser step of a training run."""
+class TrainingBars:
+    """Bars of a training: of its steps, and of what it does between them."""
 
-    @property
-    def step(self) -> int: ...  # noqa: D102
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
 
-    @property
-    def steps(self) -> int: ...  # noqa: D102
+    def show(self, what: str, done: int, total: int | None, state: str = "", *, stays: bool = False) -> None:
+        """Draw how far something is; its bar goes when it is done, unless it `stays`."""
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total, state=state)
+        is_visible = stays or done != total
+        self._progress.update(self._tasks[what], completed=done, total=total, state=state, visible=is_visible)
 
-    @property
-    def loss(self) -> float: ...  # noqa: D102
+    def hide(self, what: str) -> None:
+        """Take away the bar of something whose end nobody knew."""
+        if what in self._tasks:
+            self._progress.update(self._tasks[what], visible=False)
 
 
 @contextmanager
-def training_bar() -> Iterator[Callable[[TrainingStep], None]]:
-    """A callback that shows each step on stderr: a bar on a terminal, nothing elsewhere."""
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
+def training_bars() -> Iterator[TrainingBars]:
+    """Bars on stderr while the block runs; nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
     with Progress(*columns, TimeRemainingColumn(), console=_stderr, disable=not _stderr.is_terminal) as progress:
-        task = progress.add_task("training", total=None, state="")
-        yield lambda step: progress.update(task, completed=step.step, total=step.steps, state=f"loss {step.loss:.3f}")
+        yield TrainingBars(progress)
 
 
 @contextmanager
