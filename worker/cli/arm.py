@@ -1,13 +1,14 @@
-"""`genarm arm …`: train ARMs."""
+"""`genarm arm …`: train ARMs, and check that they fit a base."""
 
 import click
 
+from worker.cli.arm_check import check
 from worker.cli.arm_train import train
 
 
 @click.group()
 def arm() -> None:
-    """Train autoregressive reward models.
+    """Train autoregressive reward models, and check that they fit a base.
 
     \b
     Example:
@@ -16,3 +17,4 @@ def arm() -> None:
 
 
 arm.add_command(train)
+arm.add_command(check)
