@@ -1,5 +1,6 @@
 """`genarm arm check`: whether ARMs fit a base, what they cost, and one guided sample."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def check(
     from models.spec import GenerationSpec
     from models.zoo import Placement
 
+    warnings.simplefilter("ignore")  # transformers' and peft's, about each other and about where the backbone lies
     settings = Settings()
     spec = GenerationSpec.parse(
         {
