@@ -157,7 +157,7 @@ def _with_base_rewards(
     if run.settings.objective != "fused":
         return list(data.train), list(data.held_out)
     pairs = [*data.train, *data.held_out]
-    dtype = str(next(model.parameters()).dtype)
+    dtype = str(Placement.choose("auto", run.settings.dtype).dtype)
     compute = partial(
         compute_rewards,
         model,
@@ -168,7 +168,8 @@ def _with_base_rewards(
         on_count=lambda done: listener.on_count("log-probabilities of the base", done, len(pairs)),
     )
     path = cache_path(run.home, weights.fingerprint(base.backbone.folder), dtype, pairs)
-    pairs = with_base_rewards(pairs, path, compute)
+    with weights.precision(model.device, run.settings):
+        pairs = with_base_rewards(pairs, path, compute)
     return pairs[: len(data.train)], pairs[len(data.train) :]
 
 

@@ -17,7 +17,7 @@ from models.training.encoding import EncodedPair, collate
 from models.training.objective import fused_scores, preference_loss, sequence_rewards
 from models.training.settings import TrainingSettings
 from models.training.watching import Evaluation, Listener, Record, Watch
-from models.zoo import Placement
+from models.training.weights import precision
 
 FIGURES = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
 
@@ -59,7 +59,8 @@ class ArmTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
     def scores(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """What the objective compares and the rewards, float32 [pairs, 4]: scores and rewards of chosen, rejected."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "base_rewards"}
-        rewards = sequence_rewards(model, **inputs, vocabulary_size=self.vocabulary_size)
+        with precision(self.args.device, self.settings):
+            rewards = sequence_rewards(model, **inputs, vocabulary_size=self.vocabulary_size)
         scores = rewards
         if self.settings.objective == "fused":
             tokens = batch["response_mask"].sum(1)
@@ -215,7 +216,6 @@ def training_arguments(settings: TrainingSettings, output: Path) -> TrainingArgu
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
-        bf16=settings.tuning == "full" and Placement.choose("auto", settings.dtype).dtype is torch.bfloat16,
         activation_checkpointing=settings.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         use_cpu=not torch.cuda.is_available(),

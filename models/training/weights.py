@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -82,8 +83,17 @@ def add_adapter(model: Any, settings: TrainingSettings, declared_base: str) -> A
         target_modules=target_layers(model, settings.targets),
     )
     adapted = get_peft_model(model, lora)
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # `precision` casts the adapter's weights, which are far smaller
     adapted.peft_config["default"].base_model_name_or_path = declared_base
     return adapted
+
+
+def precision(device: torch.device, settings: TrainingSettings) -> torch.autocast:
+    """The context in which a trainable model runs: bfloat16 over float32 weights, where the settings say so."""
+    dtype = Placement.choose("auto", settings.dtype).dtype
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
 def target_layers(model: Any, targets: tuple[str, ...]) -> list[str]:

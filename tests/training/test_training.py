@@ -83,6 +83,19 @@ def test_the_weights_of_the_base_stay_frozen_and_the_adapter_is_float32(run, wit
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_bfloat16_computes_about_what_float32_does_over_float32_masters(with_settings, tuning):
+    exact, coarse = (
+        train_arm(replace(one, output=one.home / one.settings.dtype), Listener())
+        for one in (with_settings(tuning=tuning, dtype=dtype, learning_rate=1e-3) for dtype in ("float32", "bfloat16"))
+    )
+
+    assert coarse.before.chosen_reward == pytest.approx(exact.before.chosen_reward, rel=0.02)
+    assert coarse.before.chosen_reward != exact.before.chosen_reward
+    assert coarse.after.loss == pytest.approx(exact.after.loss, abs=0.05)
+    assert {weight.dtype for weight in trained_weights(coarse.output).values()} == {torch.float32}
+
+
 def test_dropout_of_the_base_is_off(tmp_path):
     folder = make_model(tmp_path / "gpt2", "gpt2")
     base = describe(str(folder), tmp_path)
