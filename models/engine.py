@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from models.completion import Completion, FinishReason
 from models.errors import RowError, first_line
 from models.guided import GuidedModel
+from models.latencies import Latencies
 from models.scheduler import Plan, Scheduler
 from models.scoring import ResponseRow, ScoredResponse, ScoredSequence
 from models.sequence import Sequence
@@ -68,6 +70,8 @@ class EngineStats:
     model_budget_bytes: int
     """That memory; 0 before the first model where it is a share of the device's."""
     model_evictions: int
+    latencies: Latencies
+    """Of all tokens so far; goes on counting."""
 
 
 @dataclass(eq=False)
@@ -121,6 +125,7 @@ class Engine:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._generated_tokens = self._prompt_tokens = self._steps = 0
+        self._latencies = Latencies()
 
     def start(self) -> None:
         """Start the engine's thread."""
@@ -213,6 +218,7 @@ class Engine:
             model_bytes=model_bytes,
             model_budget_bytes=budget_bytes,
             model_evictions=evictions,
+            latencies=self._latencies,
         )
 
     def _loop(self) -> None:
@@ -280,13 +286,14 @@ class Engine:
             self._zoo.let_go(request.guided)
 
     def _collect(self, drawn: list[Drawn]) -> None:
-        finished = []
+        finished, now = [], time.monotonic()
         for one in drawn:
             sequence = one.sequence
             if one.token < 0:
                 self._fail(sequence.request, RowError("not_finite", NOT_FINITE))
                 continue
             sequence.append(one.token, one.logprob, one.base_logprob, one.rewards)
+            self._latencies.note(sequence, now)
             if completion := _completion_if_finished(sequence):
                 finished.append(sequence)
                 sequence.request.finished.append(completion)

@@ -1,6 +1,7 @@
 """A sample in flight: its state, its tokens in every model, and its rewards so far."""
 
 import hashlib
+import time
 from array import array
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -84,6 +85,9 @@ class Sequence:
     base_logprobs: list[float] = field(default_factory=list)
     token_rewards: list[list[float]] = field(default_factory=list)
     """One list per ARM."""
+    arrived_at: float = field(default_factory=time.monotonic)
+    drawn_at: float = 0.0
+    """When its last token was drawn, by `time.monotonic`."""
 
     @property
     def is_decoding(self) -> bool:

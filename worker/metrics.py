@@ -5,15 +5,18 @@ and dead, are the ledger's own; what is generated twice is in `genarm_engine_gen
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from db.shards import RowOutcome, Written
 
 if TYPE_CHECKING:
+    from models.latencies import Buckets
     from worker.service import Service
 
 MOST_ARMS = 100
@@ -122,6 +125,21 @@ def _engine_metrics(stats: Any, max_running: int) -> Iterable[Any]:
         ("genarm_engine_generated_tokens", "Tokens that were drawn, written or not.", stats.generated_tokens),
     ):
         yield CounterMetricFamily(name, text, value=float(value))
+    for name, text, buckets in (
+        (
+            "time_to_first_token",
+            "From a sequence's way into the engine to its first token.",
+            stats.latencies.first_token,
+        ),
+        ("inter_token_latency", "From each token of a sequence to its next.", stats.latencies.inter_token),
+    ):
+        yield _histogram(f"genarm_{name}_seconds", text, buckets)
+
+
+def _histogram(name: str, text: str, buckets: "Buckets") -> HistogramMetricFamily:
+    bounds = [*map(floatToGoString, buckets.bounds), "+Inf"]
+    counts = list(zip(bounds, accumulate(buckets.counts), strict=True))
+    return HistogramMetricFamily(name, text, buckets=counts, sum_value=buckets.seconds)
 
 
 def watch(service: "Service") -> Collector:

