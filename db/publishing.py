@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from db.clock import from_now, now
 from db.session import Ledger, writing
 from db.shards import ACTIVE
-from db.tables import ShardState, jobs, shards
+from db.tables import BASE, ShardState, jobs, shards
 
 JOBS_AT_ONCE = 100
 TICKETS_AT_ONCE = 1000
@@ -26,6 +26,8 @@ class Ticket:
     job_id: str
     priority: int
     """0 to 9; 9 runs first."""
+    base: str
+    """Of its job's spec."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,15 @@ class _Waiting:
 
     job_id: str
     priority: int
+    base: str
     published: int
     busy: int
     """Published or leased."""
 
 
-def due(ledger: Ledger, *, window: int, republish_after_seconds: float) -> list[Ticket]:
+def due(
+    ledger: Ledger, *, window: int, republish_after_seconds: float, bases: Collection[str] | None = None
+) -> list[Ticket]:
     """Mark shards as published and return them, for the queue.
 
     Jobs of higher priority come first; among equals, the job with the fewest shards published or leased has the next
@@ -50,24 +55,26 @@ def due(ledger: Ledger, *, window: int, republish_after_seconds: float) -> list[
         ledger: the database.
         window: shards of one job.
         republish_after_seconds: a shard published so long ago, and claimed by nobody, is published again.
+        bases: only jobs with one of these; None: with any.
     """
     with writing(ledger) as connection:
-        tickets = _republish(connection, republish_after_seconds)
-        waiting = _waiting_jobs(connection, window)
+        served = sa.true() if bases is None else BASE.in_(bases)
+        tickets = _republish(connection, republish_after_seconds, served)
+        waiting = _waiting_jobs(connection, window, served)
         turns = _take_turns(waiting, _published_by_priority(connection), window) if waiting else []
         counts = Counter(turns)
         shard_ids = {job: iter(_publish(connection, job.job_id, count)) for job, count in counts.items()}
     for job in turns:
         if (shard_id := next(shard_ids[job], None)) is not None:
-            tickets.append(Ticket(shard_id, job.job_id, job.priority))
+            tickets.append(Ticket(shard_id, job.job_id, job.priority, job.base))
     return tickets
 
 
-def _republish(connection: sa.Connection, after_seconds: float) -> list[Ticket]:
+def _republish(connection: sa.Connection, after_seconds: float, served: sa.ColumnElement[bool]) -> list[Ticket]:
     stale = (
-        sa.select(shards.c.id, shards.c.job_id, jobs.c.priority)
+        sa.select(shards.c.id, shards.c.job_id, jobs.c.priority, BASE)
         .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(shards.c.state == ShardState.PUBLISHED, shards.c.published_at < from_now(-after_seconds))
+        .where(shards.c.state == ShardState.PUBLISHED, shards.c.published_at < from_now(-after_seconds), served)
         .order_by(shards.c.id)
         .limit(TICKETS_AT_ONCE)
         .with_for_update(of=shards, skip_locked=True)
@@ -83,7 +90,7 @@ def _mark(connection: sa.Connection, shard_ids: Sequence[int]) -> None:
         connection.execute(sa.update(shards).where(shards.c.id.in_(shard_ids)).values(values))
 
 
-def _waiting_jobs(connection: sa.Connection, window: int) -> list[_Waiting]:
+def _waiting_jobs(connection: sa.Connection, window: int, served: sa.ColumnElement[bool]) -> list[_Waiting]:
     """The jobs whose turn it is, in order."""
     is_published = sa.case((shards.c.state == ShardState.PUBLISHED, 1), else_=0)
     counts = (
@@ -95,9 +102,9 @@ def _waiting_jobs(connection: sa.Connection, window: int) -> list[_Waiting]:
     published, busy = sa.func.coalesce(counts.c.published, 0), sa.func.coalesce(counts.c.busy, 0)
     has_open = sa.exists().where(shards.c.job_id == jobs.c.id, shards.c.state == ShardState.OPEN)
     query = (
-        sa.select(jobs.c.id, jobs.c.priority, published, busy)
+        sa.select(jobs.c.id, jobs.c.priority, BASE, published, busy)
         .outerjoin(counts, counts.c.job_id == jobs.c.id)
-        .where(jobs.c.status.in_(ACTIVE), has_open, published < window)
+        .where(jobs.c.status.in_(ACTIVE), has_open, published < window, served)
         .order_by(jobs.c.priority.desc(), busy, jobs.c.id)
         .limit(JOBS_AT_ONCE)
     )

@@ -124,6 +124,9 @@ jobs = sa.Table(
     sa.Index("uq_jobs_key", "key", unique=True),
 )
 
+BASE = jobs.c.spec["base"].as_string()
+"""The base of a job's spec."""
+
 requests = sa.Table(
     "requests",
     metadata,

@@ -72,6 +72,16 @@ class Registry(Frozen):
             f"{ref[:200]!r} is not in the registry {self.file}; it has: {', '.join(sorted(self.models))}"
         )
 
+    def names_of(self, ref: str) -> tuple[str, ...]:
+        """Every reference that means the same model as this one.
+
+        Raises:
+            ModelNotAllowedError: it means none.
+        """
+        alias, entry = self.find(ref)
+        other = entry.hub if entry.path is None else str(self.file.parent / entry.path)
+        return (alias, other) if other is not None else (alias,)
+
     def path_of(self, alias: str, entry: Entry) -> Path:
         """The path of a local model, after every file of it was checked to lie in an allowed folder.
 

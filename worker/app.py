@@ -10,7 +10,8 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Queue
 
-from worker import logs, tasks, tracing, transport
+from worker import logs, serving, tasks, tracing, transport
+from worker.broker import TRANSPORT_OPTIONS
 from worker.embedded import redis_server
 from worker.endpoint import endpoint
 from worker.engines import EngineFactory, make_engine
@@ -25,14 +26,10 @@ def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) ->
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options={
-            "priority_steps": list(range(10)),
-            "socket_connect_timeout": 5,
-            "socket_timeout": 30,
-        },
-        # One queue; only JSON; no results: the ledger has them.
+        broker_transport_options=TRANSPORT_OPTIONS,
+        # Those of its bases, or the common one; only JSON; no results: the ledger has them.
         task_default_queue=transport.QUEUE,
-        task_queues=[Queue(transport.QUEUE)],
+        task_queues=[Queue(transport.queue_of_base(base)) for base in settings.bases] or [Queue(transport.QUEUE)],
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
@@ -84,13 +81,14 @@ def run_worker(
     Raises:
         RedisStartError: the embedded redis-server does not start.
         SchemaOutdatedError: the database's schema is of another version. While it does not answer, the worker waits.
+        ModelNotAllowedError: a base that it is to serve is not in the registry.
         EndpointError: the metrics port is taken.
         TracingError: traces are wanted, and OpenTelemetry is not installed.
         click.UsageError: an option that Celery does not know.
     """
     with redis_server(settings):
         tracing.set_up(settings)
-        app = make_app(settings, engine_factory)
+        app = make_app(serving.with_all_names(settings), engine_factory)
         app.service.prepare()
         workers: list[Any] = []
         signals_seen: list[str] = []

@@ -1,16 +1,18 @@
 """Publishing: ring the doorbell in Redis for shards that the ledger says are due."""
 
+from typing import Any
+
 from celery import Celery
 from celery.utils.log import get_logger
-from kombu.exceptions import ChannelError, OperationalError
-from redis.exceptions import RedisError
+from kombu.exceptions import ChannelError
 
 import db.publishing
 from db.session import Ledger
 from worker import metrics
-from worker.errors import BrokerUnreachableError
+from worker.broker import BROKER_ERRORS, reaching, unreachable
+from worker.serving import Serving, look
 from worker.settings import Settings
-from worker.transport import QUEUE, TASK
+from worker.transport import TASK
 
 log = get_logger(__name__)
 
@@ -20,17 +22,22 @@ STALE_SECONDS = 600.0
 """While the queue is not empty, its messages may just be waiting: ringing again would only make it longer."""
 HIGHEST_PRIORITY = 9
 RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2}
-BROKER_ERRORS = (OperationalError, OSError, RedisError)
 
 
 def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
-    """Publish the shards that are due, and return how many.
+    """Publish the shards that are due and that somebody serves, each to its queue, and return how many.
 
     Raises:
         BrokerUnreachableError: Redis is away; the shards stay due.
         DatabaseUnreachableError: the ledger is away.
     """
-    tickets = db.publishing.due(ledger, window=settings.window, republish_after_seconds=_republish_seconds(app))
+    serving, waiting = look_at_queues(app)
+    tickets = db.publishing.due(
+        ledger,
+        window=settings.window,
+        republish_after_seconds=STALE_SECONDS if waiting else LOST_SECONDS,
+        bases=serving.only,
+    )
     sent = 0
     try:
         with app.producer_or_acquire() as producer:
@@ -38,7 +45,7 @@ def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
                 app.send_task(
                     TASK,
                     args=(ticket.shard_id,),
-                    queue=QUEUE,
+                    queue=serving.queue_of(ticket.base),
                     priority=HIGHEST_PRIORITY - ticket.priority,
                     producer=producer,
                     retry=True,
@@ -47,35 +54,28 @@ def dispatch(app: Celery, ledger: Ledger, settings: Settings) -> int:
                 sent += 1
                 metrics.PUBLISHED.inc()
     except BROKER_ERRORS as error:
-        raise _unreachable(app, error) from error
+        raise unreachable(app.connection_for_write(), error) from error
     finally:
         if sent < len(tickets):
             db.publishing.unpublish(ledger, [ticket.shard_id for ticket in tickets[sent:]])
     return sent
 
 
-def _republish_seconds(app: Celery) -> float:
-    return STALE_SECONDS if queue_length(app) else LOST_SECONDS
-
-
-def queue_length(app: Celery) -> int:
-    """Messages that wait in Redis; those that a worker holds are not counted.
+def look_at_queues(app: Celery) -> tuple[Serving, int]:
+    """Who serves what, and how many messages wait in their queues; those that a worker holds are not counted.
 
     Raises:
         BrokerUnreachableError: Redis is away.
     """
-    try:
-        with app.connection_or_acquire() as connection:
-            channel = connection.default_channel
-            count = int(channel.queue_declare(queue=QUEUE, passive=True).message_count)
-    except ChannelError:
-        count = 0
-    except BROKER_ERRORS as error:
-        raise _unreachable(app, error) from error
+    with app.connection_or_acquire() as connection, reaching(connection) as client:
+        serving = look(client)
+        count = sum(_queue_length(connection.default_channel, queue) for queue in serving.queues)
     metrics.QUEUE_MESSAGES.set(count)
-    return count
+    return serving, count
 
 
-def _unreachable(app: Celery, error: Exception) -> BrokerUnreachableError:
-    where = app.connection_for_write().as_uri()
-    return BrokerUnreachableError(f"Redis at {where} does not answer ({type(error).__name__}); is it running?")
+def _queue_length(channel: Any, queue: str) -> int:
+    try:
+        return int(channel.queue_declare(queue=queue, passive=True).message_count)
+    except ChannelError:
+        return 0

@@ -11,6 +11,7 @@ from db.jobs import Job
 from models.completion import Completion
 from models.spec import GenerationSpec, PromptRow
 from worker.admission import admit
+from worker.errors import BaseNotServedError
 from worker.scoring import KIND as SCORE
 from worker.scoring import require_scorer
 from worker.settings import Settings
@@ -100,6 +101,7 @@ class Engines:
             give_up: asked from time to time while there is no room.
 
         Raises:
+            BaseNotServedError: this worker is for jobs of other bases.
             ModelsError: the spec is wrong or not allowed, its models cannot be loaded, or the engine cannot do such a
                 job.
             ModelsInUseError: there was no room until `give_up` said so.
@@ -112,6 +114,8 @@ class Engines:
             return known
         job = read_job()
         spec = GenerationSpec.parse(job.spec)
+        if self._settings.bases and spec.base not in self._settings.bases:
+            raise BaseNotServedError(f"{job_id} has the base {spec.base!r}, which this worker does not serve")
         admit(spec, self._settings)
         if job.kind == SCORE:
             require_scorer(self.engine)

@@ -5,6 +5,10 @@ class ServiceError(Exception):
     """Base of the errors below."""
 
 
+class BaseNotServedError(ServiceError):
+    """A worker that serves some bases alone was given a shard of another."""
+
+
 class BrokerUnreachableError(ServiceError):
     """Redis does not answer. What was submitted is safe in the ledger; workers find it when Redis is back."""
 

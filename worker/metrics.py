@@ -47,6 +47,10 @@ LEASES_LOST = Counter("genarm_lease_lost", "Shards whose lease ran out under thi
 RESCUED = Counter("genarm_shards_rescued", "Shards that this worker took back from silent ones.")
 PUBLISHED = Counter("genarm_shards_published", "Messages that this worker sent.")
 DROPPED_MESSAGES = Counter("genarm_messages_dropped", "Queue entries that were no message of ours.")
+OUTBOX_LAG = Gauge(
+    "genarm_outbox_lag_seconds", "How long the message has waited that waits longest, or shards for a message."
+)
+UNSERVED_JOBS = Gauge("genarm_unserved_jobs", "Jobs that wait and whose base no worker serves.")
 QUEUE_MESSAGES = Gauge("genarm_queue_messages", "Messages that waited in Redis when this worker looked last.")
 BACKEND_UP = Gauge("genarm_backend_up", "1 while the database, or Redis, answers this worker.", ["backend"])
 

@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from celery import Celery
 from celery.utils.log import get_logger
@@ -18,10 +19,14 @@ from worker.engines import EngineFactory, Engines
 from worker.errors import BrokerUnreachableError
 from worker.heartbeats import Ending, Heartbeats
 from worker.ledger import open_ledger
+from worker.lookout import Lookout
 from worker.patience import Patience
 from worker.rescuer import Rescuer
 from worker.settings import Settings
 from worker.writer import Writer
+
+if TYPE_CHECKING:
+    from worker.consumer import Consumer
 
 log = get_logger(__name__)
 
@@ -32,7 +37,7 @@ STOP_SECONDS = 0.8
 
 
 class Service:
-    """Ledger, engine, writer, heartbeats and rescuer of one worker process.
+    """Ledger, engine, writer, heartbeats, rescuer and lookout of one worker process.
 
     The pool starts and stops it; the task runs shards with it. In a process that only publishes it stays unstarted.
     """
@@ -42,6 +47,9 @@ class Service:
     closer: Closer
     heartbeats: Heartbeats
     rescuer: Rescuer
+    lookout: Lookout
+    consumer: "Consumer | None" = None
+    """Celery's, once it is made."""
 
     def __init__(self, app: Celery, settings: Settings, engine_factory: EngineFactory) -> None:
         self.app = app
@@ -73,9 +81,11 @@ class Service:
             self.ledger, self.database, settings.lease_seconds, settings.heartbeat_seconds, self._stopping
         )
         self.rescuer = Rescuer(self.app, self.ledger, settings, self.database, self.broker, self._stopping)
+        self.lookout = Lookout(self.app, self.ledger, settings, self.database, self.broker, self._stopping)
         self.engines.start()
         self.writer.start()
         self.heartbeats.start()
+        self.lookout.start()
         self.rescuer.start()
         self.is_started = True
 

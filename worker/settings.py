@@ -4,10 +4,10 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "GENARM_"
 SECRETS_FOLDER = "/run/secrets"
@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         description="redis://, rediss:// (TLS), sentinel:// or redis+socket:// URL; unset: a redis-server of its own.",
     )
     device: str = Field("auto", description="Where models run: auto (CUDA where present), cpu, cuda or cuda:N.")
+    bases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Bases whose jobs a worker takes, and no others; separated by commas, unset: all."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision for jobs that leave theirs open; auto: bfloat16 where the device supports it."
     )
@@ -93,6 +96,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON objects.")
 
+    @field_validator("bases", mode="before")
+    @classmethod
+    def _listed(cls, bases: Any) -> Any:
+        return [base.strip() for base in bases.split(",") if base.strip()] if isinstance(bases, str) else bases
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
@@ -143,6 +151,8 @@ class Settings(BaseSettings):
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
+            elif isinstance(value, tuple):
+                value = ",".join(value)
             if value is not None:
                 variables[f"{ENV_PREFIX}{name.upper()}"] = str(value)
         outside = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}

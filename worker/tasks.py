@@ -34,6 +34,7 @@ from models.spec import PromptRow
 from worker import logs, metrics, tracing
 from worker.admission import admit_row
 from worker.engines import LoadedJob
+from worker.errors import BaseNotServedError
 from worker.heartbeats import Ending
 from worker.scoring import KIND as SCORE
 from worker.scoring import start_scoring
@@ -186,6 +187,9 @@ class ShardRun:
         except JobNotFoundError:
             log.info("%s was deleted", job_id)
         except ModelsInUseError:
+            self.end(Ending.HANDED_BACK)
+        except BaseNotServedError as error:
+            log.warning("shard %d is handed back: %s", self.lease.shard_id, error)
             self.end(Ending.HANDED_BACK)
         except ModelsError as error:
             code = JOB_ERROR_CODES.get(type(error), "model_error")

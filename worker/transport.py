@@ -19,7 +19,13 @@ from worker import metrics
 log = get_logger(__name__)
 
 QUEUE = "genarm"
+"""The common queue; those of single bases begin with it."""
 TASK = "genarm.run_shard"
+
+
+def queue_of_base(base: str) -> str:
+    """The queue of a base that has workers of its own."""
+    return f"{QUEUE}.{base}"
 
 
 class _Part(BaseModel):
@@ -96,7 +102,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
-        if queue == QUEUE and not is_plain_call(message):
+        if queue.split(".", 1)[0] == QUEUE and not is_plain_call(message):
             metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a queue entry that is not a call of %s", TASK)
             return

@@ -18,7 +18,7 @@ from worker.ledger import open_ledger
 from worker.settings import Settings
 
 EXAMPLE_ID = "job-1m86dg0"
-RUNS_ON = ("genarm up", "genarm worker --concurrency 4")
+RUNS_ON = ("genarm up", "genarm worker --base HuggingFaceTB/SmolLM2-135M-Instruct --concurrency 4")
 """Examples that end by a signal."""
 ASKS_A_WORKER = "genarm health"
 """Run by tests/deployment."""

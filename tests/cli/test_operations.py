@@ -4,8 +4,12 @@ import json
 import signal
 
 import pytest
+from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+
+from worker import serving
+from worker.cli.main import main
 
 
 def test_arm_train_writes_an_adapter_that_peft_loads_and_genarm_runs(genarm, models, prompts, tmp_path):
@@ -75,6 +79,45 @@ def test_the_doctor_finds_nothing_wrong_where_nothing_is_and_names_what_is(genar
     wrong = {row["check"] for row in map(json.loads, findings.stdout.splitlines()) if not row["ok"]}
     assert wrong == {"database", "redis", "models"}
     assert "secret" not in findings.stdout + findings.stderr
+
+
+def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(
+    genarm, models, prompts, redis_client, broker_url, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(serving, "SAID_SECONDS", 3600.0)  # several commands long
+    shared = {"GENARM_BROKER_URL": broker_url, "GENARM_ALLOW_ANY_MODEL": "true"}
+
+    def ask(*words):
+        return CliRunner().invoke(main, words, env=shared | {"GENARM_HOME": str(tmp_path / ".genarm")})
+
+    serving.say(redis_client, ["another"])
+    submitted = genarm("job", "submit", prompts, "--base", models / "base", **shared)
+    assert submitted.returncode == 0, submitted.stderr
+    job_id, wanted = submitted.stdout.strip(), f"genarm worker --base {models / 'base'}"
+    assert wanted in submitted.stderr
+    assert json.loads(ask("job", "show", job_id, "--json").stdout)["is_served"] is False
+    assert "waits for" in ask("job", "show", job_id).stdout
+    ill = ask("doctor", "--json")
+    (workers,) = [row for row in map(json.loads, ill.stdout.splitlines()) if row["check"] == "workers"]
+    assert (ill.exit_code, workers["ok"]) == (1, False)
+    assert workers["found"].startswith("serve another; 1 job waits for a worker that serves ")
+    assert wanted in workers["found"]
+    assert not list(redis_client.scan_iter("genarm\x06*"))
+
+    serving.say(redis_client, [str(models / "base")])
+    assert json.loads(ask("job", "show", job_id, "--json").stdout)["is_served"] is True
+    assert ask("doctor").exit_code == 0
+    ask("job", "cancel", job_id)
+    assert json.loads(ask("job", "show", job_id, "--json").stdout)["is_served"] is None
+
+
+def test_a_worker_for_a_base_that_is_not_registered_does_not_start(genarm, tmp_path, broker_url):
+    (tmp_path / ".genarm").mkdir()
+    (tmp_path / ".genarm" / "models.toml").write_text('[models.tiny]\nkind = "base"\npath = "tiny"\n')
+    refused = genarm("worker", "--base", "huge", GENARM_BROKER_URL=broker_url)
+    assert refused.returncode == 2, refused.stderr
+    assert "'huge' is not in the registry" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -7,11 +7,13 @@ from importlib.util import find_spec
 
 import click
 
+import db.waiting
 from db.errors import DbError
 from db.session import check_schema, connect, redacted
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.options import json_option
+from worker.cli.served import remedy
 from worker.embedded import redis_binary
 from worker.errors import ServiceError
 from worker.settings import Settings
@@ -46,7 +48,7 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
         genarm doctor
     """
     settings = Settings()
-    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _models, _device, _extras]
+    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _workers, _models, _device, _extras]
     findings = [check(settings) for check in checks]
     for finding in findings if as_json else []:
         console.out_json(asdict(finding))
@@ -77,11 +79,31 @@ def _broker(settings: Settings) -> Finding:
         if settings.broker_is_embedded:
             return Finding("redis", True, f"embedded, started when needed: {redis_binary()}")
         from worker.app import make_app
-        from worker.dispatch import queue_length
+        from worker.dispatch import look_at_queues
 
-        return Finding("redis", True, f"answers; {queue_length(make_app(settings))} messages wait")
+        _, waiting = look_at_queues(make_app(settings))
+        return Finding("redis", True, f"answers; {waiting} messages wait")
     except ServiceError as error:
         return Finding("redis", False, str(error))
+
+
+def _workers(settings: Settings) -> Finding:
+    """Which bases workers serve, and whether jobs wait for others."""
+    from worker.serving import look_once
+
+    serving = look_once(settings)
+    if serving is None:
+        return Finding("workers", True, "none runs" if settings.broker_is_embedded else "not known without Redis")
+    served = (["every base"] if serving.has_all else []) + sorted(serving.bases)
+    found = f"serve {', '.join(served)}" if served else "none runs"
+    try:
+        waiting = db.waiting.jobs_by_base(connect(settings.effective_database_url))
+    except DbError:
+        return Finding("workers", True, found)  # what is wrong with the database is said of the database
+    unserved = {base: jobs for base, jobs in waiting.items() if not serving.serves(base)}
+    for base, jobs in sorted(unserved.items()):
+        found += f"; {jobs} job{'s' if jobs > 1 else ''} wait{'' if jobs > 1 else 's'} for {remedy(base)}"
+    return Finding("workers", not unserved, found)
 
 
 def _models(settings: Settings) -> Finding:

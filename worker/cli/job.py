@@ -15,6 +15,7 @@ from worker.cli.export import export_job
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
+from worker.cli.served import base_of, is_served, note_if_unserved, remedy
 from worker.cli.waiting import announce_if_possible
 from worker.ledger import open_ledger
 from worker.report.sweep import Front, front_of, label
@@ -54,6 +55,7 @@ def submit_job(source: str, as_json: bool, **options: Any) -> None:
     else:
         console.out(submitted.id)
     announce_if_possible(ledger, settings, NO_WORKER)
+    note_if_unserved(ledger, settings, submitted.id)
 
 
 @job.command("list")
@@ -95,13 +97,17 @@ def show(job_id: str, as_json: bool) -> None:
     Example:
         genarm job show job-1m86dg0
     """
-    ledger = open_ledger(Settings())
+    settings = Settings()
+    ledger = open_ledger(settings)
     progress = db.jobs.progress(ledger, db.jobs.find(ledger, job_id).id)
     front = front_of(ledger, progress.job)
+    served = is_served(progress, settings)
     if as_json:
-        console.out_json(facts(progress) | ({"front": asdict(front)} if front else {}))
+        console.out_json(facts(progress) | {"is_served": served} | ({"front": asdict(front)} if front else {}))
         return
-    console.table(("", ""), [(name.replace("_", " "), value) for name, value in _readable(progress)])
+    lines = [(name.replace("_", " "), value) for name, value in _readable(progress)]
+    waits = [("waits for", remedy(base_of(progress)))] if served is False else []
+    console.table(("", ""), lines + waits)
     if front:
         _show_front(front)
 
@@ -193,6 +199,7 @@ def retry(job_id: str, as_json: bool) -> None:
     count = db.jobs.retry_failed(ledger, found.id)
     console.fact({"id": found.id, "rows": count}, f"{found.id}: {count} rows to do again", as_json)
     announce_if_possible(ledger, settings, NO_WORKER)
+    note_if_unserved(ledger, settings, found.id)
 
 
 job.add_command(export_job)

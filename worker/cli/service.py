@@ -7,25 +7,41 @@ from contextlib import ExitStack
 import click
 
 from worker.cli import console
-from worker.cli.options import json_option
+from worker.cli.options import absolute, json_option
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.option(
+    "--base",
+    "bases",
+    multiple=True,
+    metavar="REF",
+    help="Take jobs with this base, and no others. Repeatable.  [GENARM_BASES; default: all jobs]",
+)
+@click.option("--device", help="Where models run: auto, cpu, cuda or cuda:N.  [GENARM_DEVICE]")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def worker(context: click.Context, /, celery_options: tuple[str, ...]) -> None:
-    """Run a worker until it is stopped; all options are those of Celery's own worker command.
+def worker(
+    context: click.Context,
+    /,
+    bases: tuple[str, ...],
+    device: str | None,
+    celery_options: tuple[str, ...],
+) -> None:
+    """Run a worker until it is stopped; all other options are those of Celery's own worker command.
 
     \b
     Example:
-        genarm worker --concurrency 4
+        genarm worker --base HuggingFaceTB/SmolLM2-135M-Instruct --concurrency 4
     """
     from worker.app import run_worker
 
-    context.exit(run_worker(Settings(), celery_options))
+    chosen = {"bases": tuple(map(absolute, bases)) or None, "device": device}
+    settings = Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    context.exit(run_worker(settings, celery_options))
 
 
 @click.command()

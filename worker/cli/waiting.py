@@ -65,7 +65,7 @@ def insist(call: Callable[[], T], check: Callable[[], None] = lambda: None) -> T
 def redis_check(settings: Settings) -> Callable[[], None]:
     """A check that says when Redis is away; those who wait for it are the workers."""
     from worker.app import make_app
-    from worker.dispatch import queue_length
+    from worker.dispatch import look_at_queues
 
     app, waiting = make_app(settings), Waiting("Redis")
     next_look = 0.0
@@ -75,7 +75,7 @@ def redis_check(settings: Settings) -> Callable[[], None]:
         if time.monotonic() < next_look:
             return
         try:
-            queue_length(app)
+            look_at_queues(app)
         except BrokerUnreachableError as error:
             waiting.note(error)
         else:
