@@ -122,8 +122,14 @@ def _our_errors(ledger: Ledger) -> Iterator[None]:
                 f"the database at {redacted(ledger)} lacks a table or column: {OUTDATED_REMEDY}"
             ) from error
         if error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
-            raise DatabaseUnreachableError(f"the database at {redacted(ledger)} does not answer: {reason}") from error
+            what = "is not trusted" if _is_about_trust(reason) else "does not answer"
+            raise DatabaseUnreachableError(f"the database at {redacted(ledger)} {what}: {reason}") from error
         raise
+
+
+def _is_about_trust(reason: str) -> bool:
+    """Whether libpq refused the server: another CA, or a certificate of another host."""
+    return "certificate" in reason
 
 
 def _lacks_schema(error: DBAPIError, reason: str) -> bool:

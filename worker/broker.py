@@ -1,12 +1,13 @@
 """Redis as kombu reaches it: how to connect, and which errors say that it is away."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kombu import Connection
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from worker.errors import BrokerUnreachableError
 
@@ -37,7 +38,21 @@ def reaching(connection: Connection) -> Iterator[Any]:
 
 
 def unreachable(connection: Connection, error: Exception) -> BrokerUnreachableError:
-    """The error for the user, without a password."""
-    return BrokerUnreachableError(
-        f"Redis at {connection.as_uri()} does not answer ({type(error).__name__}); is it running?"
-    )
+    """The error for the user, in one line and without a password."""
+    where = f"Redis at {connection.as_uri()}"
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return BrokerUnreachableError(
+                f"{where} is not trusted: {cause.verify_message}; check ssl_ca_certs and the host in GENARM_BROKER_URL"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return BrokerUnreachableError(f"{where} does not speak TLS as this side does ({cause.reason})")
+        if isinstance(cause, AuthenticationError):
+            return BrokerUnreachableError(f"{where} refuses the user or the password of GENARM_BROKER_URL")
+    return BrokerUnreachableError(f"{where} does not answer ({type(error).__name__}); is it running?")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

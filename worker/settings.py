@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         """The broker to use; may hold a password."""
         if self.broker_url is None:
             return f"redis+socket://{self.redis_socket}"
-        return self.broker_url.get_secret_value()
+        return ";".join(map(_verified, self.broker_url.get_secret_value().split(";")))
 
     @property
     def redis_socket(self) -> Path:
@@ -157,3 +157,10 @@ class Settings(BaseSettings):
                 variables[f"{ENV_PREFIX}{name.upper()}"] = str(value)
         outside = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
         return outside | variables
+
+
+def _verified(broker_url: str) -> str:
+    """The URL with what the library underneath leaves off: that a TLS certificate is checked, unless it says how."""
+    if not broker_url.startswith("rediss://") or "ssl_cert_reqs=" in broker_url:
+        return broker_url
+    return f"{broker_url}{'&' if '?' in broker_url else '?'}ssl_cert_reqs=required"
