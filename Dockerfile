@@ -11,10 +11,14 @@ RUN python -m venv /opt/genarm
 ENV PATH=/opt/genarm/bin:$PATH
 WORKDIR /source
 COPY constraints.txt ./
-# torch alone first: it is most of the image, and changes least. CUDA comes inside its wheel.
+# torch alone first: it is most of the image, and changes least. CUDA comes with the wheel of the ordinary index.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    case "$VARIANT" in cpu) index=cpu ;; cuda) index=cu128 ;; *) echo "VARIANT: cpu or cuda" >&2; exit 1 ;; esac \
-    && pip install --constraint constraints.txt --index-url "https://download.pytorch.org/whl/$index" torch
+    case "$VARIANT" in \
+        cpu) set -- --index-url https://download.pytorch.org/whl/cpu ;; \
+        cuda) set -- ;; \
+        *) echo "VARIANT: cpu or cuda" >&2; exit 1 ;; \
+    esac \
+    && pip install --constraint constraints.txt "$@" torch
 COPY pyproject.toml README.md LICENSE ./
 COPY models ./models
 COPY db ./db
@@ -24,7 +28,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM python:${PYTHON}-slim
 ARG VARIANT=cpu
-# The kernels for the CPU are compiled for the machine that they run on.
+# The kernels for the CPU are compiled for the machine that they run on, by the compiler of the image's own Debian, whose
+# packages are replaced with each fix: a pinned version would soon be gone.
+# hadolint ignore=DL3008
 RUN if [ "$VARIANT" = cpu ]; then \
     apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/genarm genarm \

@@ -37,10 +37,11 @@ bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Re
 fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000
 	FUZZ_INPUTS=100000 $(BIN)/python -m pytest tests/fuzz
 
-lint: $(STAMP)  ## ruff and the import contracts
+lint: $(STAMP)  ## ruff, the import contracts and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy

@@ -3,13 +3,18 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import click
 import pytest
 import yaml
 from compose_spec import PyCompose
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from models.registry import registry_of
 from tests.deployment.compose import load
@@ -143,6 +148,47 @@ def test_the_image_is_built_in_stages_from_what_exists_and_runs_as_nobody():
     versions = Path("pyproject.toml").read_text()
     default = re.search(r"GENARM_VERSION:-([\d.]+)", Path("compose.yaml").read_text())[1]
     assert f'version = "{default}"' in versions
+
+
+def hadolint(text):
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([program, "--format", "json", "-"], input=text, capture_output=True, text=True, check=False)
+    return [(found["code"], found["line"]) for found in json.loads(done.stdout)]
+
+
+def test_the_dockerfile_has_nothing_that_hadolint_warns_of():
+    text = Path("Dockerfile").read_text()
+    assert hadolint(text) == []
+    assert ("DL3006", 1) in hadolint("FROM debian\n" + text)
+    assert "DL3008" in {code for code, _ in hadolint(text.replace("# hadolint ignore=DL3008\n", ""))}
+
+
+def installed_with(requirement, pins):
+    """The names of all that a requirement brings along here; each must be installed as it is pinned."""
+    seen, waiting = set(), [(requirement, "")]
+    while waiting:
+        one, extra = waiting.pop()
+        if one.marker is not None and not one.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(one.name)
+        if name != "genarm":
+            assert pins.get(name) == metadata.version(name).partition("+")[0], name  # torch says which build it is
+        for inner in {"", *one.extras}:
+            if (name, inner) not in seen:
+                seen.add((name, inner))
+                waiting += [(Requirement(text), inner) for text in metadata.requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+def test_all_that_the_image_installs_is_locked_to_what_the_tests_run_with():
+    asked = re.search(r"'\.(\[[\w,]+\])'", Path("Dockerfile").read_text())[1]
+    lines = [line for line in Path("constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(pins) == len(lines)
+    found = installed_with(Requirement(f"genarm{asked}"), pins)
+    assert {"torch", "celery", "psycopg-binary", "pyarrow", "accelerate"} <= found
+    with pytest.raises(AssertionError, match="kombu"):
+        installed_with(Requirement("celery"), {name: version for name, version in pins.items() if name != "kombu"})
 
 
 def test_the_example_registry_is_one_and_allows_what_it_mounts(tmp_path):
