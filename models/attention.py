@@ -86,13 +86,15 @@ def bytes_per_token(shapes: dict[int, LayerShape], dtype: torch.dtype) -> int:
 
 @dataclass
 class ShapeProbe:
-    """Records each layer's shapes in a forward pass; the attention itself is left out (zeros)."""
+    """Records each layer's shapes and device in a forward pass; the attention itself is left out (zeros)."""
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
+    devices: dict[int, torch.device] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """See AttentionStep.attend."""
+        self.devices[layer] = key.device
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.adapters import LowRank, Segments, attach, detach
-from models.attention import AttentionCache, AttentionStep, LayerShape, ShapeProbe, bytes_per_token
+from models.attention import AttentionCache, AttentionStep, ShapeProbe, bytes_per_token
 from models.blocks import BLOCK_SIZE, BlockPool
 from models.errors import UnsupportedModelError
 from models.gathered_attention import GatheredCache
@@ -40,23 +40,25 @@ class Backbone:
         self.ref = ref
         self.kernels = kernels
         self.device, self.dtype = cast(torch.device, model.device), cast(torch.dtype, model.dtype)
+        self._is_spread = len({weight.device for weight in model.parameters()}) > 1
+        """Over devices: then who selects rows does not know where they are, and leaves the numbers on the CPU."""
         self._segments = Segments()
-        shapes = self._probe_shapes()
-        blocks = cache_bytes // (bytes_per_token(shapes, self.dtype) * BLOCK_SIZE)
+        probe = self._probe()
+        blocks = cache_bytes // (bytes_per_token(probe.shapes, self.dtype) * BLOCK_SIZE)
         if blocks < 1:
             raise UnsupportedModelError(f"{ref}: a KV cache of {cache_bytes} bytes does not hold {BLOCK_SIZE} tokens")
         self.pool = BlockPool(blocks)
         if kernels is not None:
             use_kernels(model, kernels)
-        self._cache = self._make_cache(shapes)
+        self._cache = self._make_cache(probe)
         self._static = None
-        if static and isinstance(self._cache, GatheredCache):
+        if static and not self._is_spread and isinstance(self._cache, GatheredCache):
             self._static = StaticDecode(self._cache, self._segments, self._run_model, capture_for(self.device))
 
-    def _make_cache(self, shapes: dict[int, LayerShape]) -> AttentionCache:
-        if self.kernels is not None and NativeCache.fits(shapes, self.kernels):
-            return NativeCache(shapes, self.pool.count, self.kernels)
-        return GatheredCache(shapes, self.pool.count, self.dtype, self.device)
+    def _make_cache(self, probe: ShapeProbe) -> AttentionCache:
+        if self.kernels is not None and NativeCache.fits(probe.shapes, self.kernels):
+            return NativeCache(probe.shapes, self.pool.count, self.kernels)
+        return GatheredCache(probe.shapes, self.pool.count, self.dtype, probe.devices)
 
     def attach(self, adapter: str, updates: dict[str, LowRank], ref: str) -> None:
         """Let an adapter ride on this backbone under the name `adapter`.
@@ -70,7 +72,7 @@ class Backbone:
         """Let an adapter, which no row uses, ride no longer."""
         detach(self.model, adapter)
 
-    def _probe_shapes(self) -> dict[int, Any]:
+    def _probe(self) -> ShapeProbe:
         probe = ShapeProbe()
         self._run_model(torch.zeros(2, dtype=torch.int64), torch.arange(2), torch.tensor([1]), probe)
         expected = self.model.config.get_text_config().num_hidden_layers
@@ -78,14 +80,14 @@ class Backbone:
             raise UnsupportedModelError(
                 f"{self.ref}: has layers without plain attention, which genarm does not support"
             )
-        return probe.shapes
+        return probe
 
     def _run_model(self, ids: Tensor, positions: Tensor, keep: Tensor, attention: AttentionStep) -> Tensor:
         with torch.inference_mode():
             out = self.model(
                 input_ids=ids.unsqueeze(0).to(self.device),
                 position_ids=positions.unsqueeze(0).to(self.device),
-                logits_to_keep=keep.to(self.device),
+                logits_to_keep=keep if self._is_spread else keep.to(self.device),
                 use_cache=False,
                 attention=attention,
             )

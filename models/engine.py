@@ -38,6 +38,8 @@ class EngineSettings:
     device: str = "auto"
     dtype: str = "auto"
     """For specs that leave their dtype open."""
+    device_map: str | None = None
+    """Spreads each model's layers over all GPUs, transformers' way of this name; None: `device` has all of them."""
     max_running: int = 64
     """Sequences that run at once."""
     prefill_tokens: int = 512
@@ -116,6 +118,7 @@ class Engine:
             self._running_lock,
             settings.model_memory_bytes,
             settings.static_decode,
+            settings.device_map,
         )
         self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)

@@ -1,7 +1,7 @@
 """Attention in PyTorch's own operations, on any device: gathers a sequence's blocks, then attends over them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,18 +22,27 @@ class GatheredCache:
     Args:
         shapes: a shape for each layer index of the model.
         blocks: how many blocks to hold.
+        devices: the device of each layer, or the one of all.
     """
 
-    def __init__(self, shapes: dict[int, LayerShape], blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self,
+        shapes: dict[int, LayerShape],
+        blocks: int,
+        dtype: torch.dtype,
+        devices: torch.device | dict[int, torch.device],
+    ) -> None:
+        self.device = next(iter(devices.values())) if isinstance(devices, dict) else devices
+        """Of the first layer."""
         self.scratch = blocks
         """One more block, where padding writes; nobody reads it."""
 
-        def storage(heads: int, dim: int) -> Tensor:
+        def storage(layer: int, heads: int, dim: int) -> Tensor:
+            device = devices[layer] if isinstance(devices, dict) else devices
             return torch.zeros(blocks + 1, BLOCK_SIZE, heads, dim, dtype=dtype, device=device)
 
-        self.keys = {layer: storage(shape.heads, shape.key_dim) for layer, shape in shapes.items()}
-        self.values = {layer: storage(shape.heads, shape.value_dim) for layer, shape in shapes.items()}
+        self.keys = {layer: storage(layer, shape.heads, shape.key_dim) for layer, shape in shapes.items()}
+        self.values = {layer: storage(layer, shape.heads, shape.value_dim) for layer, shape in shapes.items()}
 
     def clear(self, layer: int, blocks: Tensor) -> None:
         """Zero some blocks, int64 [n]."""
@@ -110,6 +119,10 @@ class Run:
     positions: Tensor
     """The position of each token, int64 [n, q]."""
 
+    def on(self, device: torch.device) -> "Run":
+        """The same on another device."""
+        return replace(self, tables=self.tables.to(device), positions=self.positions.to(device))
+
     def mask(self, length: int, window: int | None) -> Tensor:
         """Which keys each token sees: bool [n, 1, q, length]; key j of a sequence is its position j."""
         keys = torch.arange(length, device=self.positions.device)
@@ -163,25 +176,33 @@ class GatheredAttention:
 
     def __init__(self, cache: GatheredCache, slots: Tensor, runs: list[Run], begun: Tensor | None) -> None:
         self.cache = cache
-        self.slots = slots
-        self.runs = runs
-        self.begun = begun
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._here = {slots.device: (slots, runs, begun)}
+        """The same on each device that layers lie on."""
+        self._masks: dict[tuple[torch.device, int, int | None], Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """See AttentionStep.attend."""
-        if self.begun is not None:
-            self.cache.clear(layer, self.begun)
-        self.cache.write(layer, self.slots, key, value)
+        device = key.device
+        slots, runs, begun = self._on(device)
+        if begun is not None:
+            self.cache.clear(layer, begun)
+        self.cache.write(layer, slots, key, value)
         out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        for index, run in enumerate(self.runs):
+        for index, run in enumerate(runs):
             keys, values = self.cache.read(layer, run.tables)
-            if (mask := self._masks.get((index, window))) is None:
-                mask = self._masks[index, window] = run.mask(keys.shape[2], window)
+            if (mask := self._masks.get((device, index, window))) is None:
+                mask = self._masks[device, index, window] = run.mask(keys.shape[2], window)
             out[run.tokens] = grouped_attention(query[run.tokens], keys, values, mask, scaling, run.rows)
         return out
+
+    def _on(self, device: torch.device) -> tuple[Tensor, list[Run], Tensor | None]:
+        if device not in self._here:
+            slots, runs, begun = next(iter(self._here.values()))
+            begun = begun.to(device) if begun is not None else None
+            self._here[device] = slots.to(device), [run.on(device) for run in runs], begun
+        return self._here[device]
 
 
 def grouped_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float, rows: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,6 +13,9 @@ from models.vocabulary import Vocabulary
 
 # These rotary embeddings depend on the longest sequence in the batch, so a row's output would depend on its neighbours.
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+DeviceMap: TypeAlias = str | dict[str, str | int | torch.device]
+"""transformers' way to spread a model's layers over devices (auto, balanced, …), or a device by module."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +163,20 @@ def _require_rows_alone(config: Any, ref: str) -> None:
         )
 
 
-def load_weights(description: Description, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+def load_weights(
+    description: Description, dtype: torch.dtype, device: torch.device, device_map: DeviceMap | None = None
+) -> torch.nn.Module:
     """The backbone's weights as a transformers causal language model that runs over our KV cache.
 
+    Args:
+        description: of the model.
+        dtype: its weights are converted to it.
+        device: where all of it goes, where there is no `device_map`.
+        device_map: which layers go to which device: transformers' name of a way to find out, or by module.
+
     Raises:
-        UnsupportedModelError: transformers cannot load it, the files do not hold every weight in its shape, or the
-            model's attention cannot be replaced.
+        UnsupportedModelError: transformers cannot load it, the files do not hold every weight in its shape, the
+            model's attention cannot be replaced, or it does not fit on the devices of a `device_map`.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -182,7 +193,8 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, in words of ours
             output_loading_info=True,
-            device_map={"": device} if is_quantised else None,  # their libraries prepare weights for where they run
+            # The libraries of quantised models prepare weights for where they run.
+            device_map=device_map or ({"": device} if is_quantised else None),
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:  # a quantised one needs its library
         raise UnsupportedModelError(f"{ref}: its weights cannot be loaded ({first_line(error)})") from None
@@ -191,7 +203,20 @@ def load_weights(description: Description, dtype: torch.dtype, device: torch.dev
         raise UnsupportedModelError(f"{ref}: {type(model).__name__} does not let its attention be replaced")
     model.requires_grad_(False)
     module: torch.nn.Module = model.eval()
-    return module if is_quantised else module.to(device)
+    if device_map is not None:
+        _require_no_offload(module, ref)
+    return module if device_map is not None or is_quantised else module.to(device)
+
+
+def _require_no_offload(model: Any, ref: str) -> None:
+    """Refuse a model that accelerate would copy to the GPU layer by layer, at every step, from elsewhere."""
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    elsewhere = places & {"disk", "meta"} or (places & {"cpu"} if len(places) > 1 else set())
+    if elsewhere:
+        raise UnsupportedModelError(
+            f"{ref}: does not fit on the devices of this worker: a part of it would lie on {elsewhere.pop()}; "
+            "give it more GPUs, or another dtype"
+        )
 
 
 def _require_all_weights(found: dict[str, Any], ref: str) -> None:

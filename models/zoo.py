@@ -16,7 +16,7 @@ from models.adapters import read_updates
 from models.backbone import Backbone
 from models.errors import ModelMemoryError, SpecError, first_line
 from models.guided import GuidedModel, LoadedModel
-from models.loading import Description, describe, load_weights
+from models.loading import Description, DeviceMap, describe, load_weights
 from models.memory import LEAST_CACHE_SHARE, WANTED_CACHE_SHARE, cache_bytes, default_budget, model_bytes, stored_bytes
 from models.native.kernels import kernels_for
 from models.rendering import Renderer
@@ -50,6 +50,8 @@ class Placement:
             raise SpecError(f"device {device!r}: use auto, cpu, cuda or cuda:N") from None
         if chosen.type == "cuda" and not torch.cuda.is_available():
             raise SpecError(f"device {device!r}: no CUDA device is available here")
+        if chosen.index is not None and chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
+            raise SpecError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices here, from cuda:0")
         if dtype == "auto":
             return cls(chosen, torch.bfloat16 if _supports_bfloat16(chosen) else torch.float32)
         if dtype not in DTYPES:
@@ -98,6 +100,7 @@ class Zoo:
         memory_bytes: for models and their KV caches; None: a share of the device's memory.
         use_kernels: run models on the CPU with our own kernels where they can be compiled.
         static_decode: run decodes in static shapes; None: on CUDA, as graphs.
+        device_map: spreads a model's layers over devices, instead of one; see `load_weights`.
         running: held while a loaded backbone is changed, so that no forward pass sees half an adapter.
     """
 
@@ -111,6 +114,7 @@ class Zoo:
         running: threading.RLock,
         memory_bytes: int | None = None,
         static_decode: bool | None = None,
+        device_map: DeviceMap | None = None,
     ) -> None:
         self._home = home
         self._device = device
@@ -120,6 +124,7 @@ class Zoo:
         self._static_decode = static_decode
         self._use_kernels = use_kernels
         self._running = running
+        self._device_map = device_map
         self._starting = threading.Lock()
         self._shelf: Shelf | None = None
         self._serials = itertools.count()
@@ -185,7 +190,8 @@ class Zoo:
     def _shelf_on(self, device: torch.device) -> Shelf:
         with self._starting:
             if self._shelf is None:
-                self._shelf = Shelf(self._memory_bytes or default_budget(device), self._drop)
+                devices = torch.cuda.device_count() if self._device_map is not None and device.type == "cuda" else 1
+                self._shelf = Shelf(self._memory_bytes or default_budget(device) * devices, self._drop)
             return self._shelf
 
     def _loaded(
@@ -245,7 +251,7 @@ class Zoo:
         static = placement.device.type == "cuda" if self._static_decode is None else self._static_decode
         ref = description.backbone.ref
         try:
-            model = load_weights(description, placement.dtype, placement.device)
+            model = load_weights(description, placement.dtype, placement.device, self._device_map)
             return Backbone(model, ref, cache_bytes, kernels, static)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise ModelMemoryError(

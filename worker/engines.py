@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from db.jobs import Job
 from models.completion import Completion
+from models.errors import SpecError
 from models.spec import GenerationSpec, PromptRow
 from worker.admission import admit
 from worker.errors import BaseNotServedError
@@ -37,14 +38,26 @@ EngineFactory = Callable[[Settings], RowEngine]
 
 
 def make_engine(settings: Settings) -> RowEngine:
-    """The real engine; imports torch."""
-    from models.engine import Engine, EngineSettings
+    """The real engine; imports torch.
 
+    Raises:
+        SpecError: there is no such device here; else every job would fail because of this worker.
+    """
+    from models.engine import Engine, EngineSettings
+    from models.zoo import Placement
+
+    Placement.choose(settings.device, settings.dtype)
+    if settings.device_map is not None and settings.device not in {"auto", "cuda"}:
+        raise SpecError(
+            f"GENARM_DEVICE_MAP spreads models over all GPUs, and GENARM_DEVICE says {settings.device!r}; leave that, "
+            "and let CUDA_VISIBLE_DEVICES say which GPUs there are"
+        )
     return Engine(
         EngineSettings(
             home=settings.home,
             device=settings.device,
             dtype=settings.dtype,
+            device_map=settings.device_map,
             max_running=settings.max_running,
             kv_cache_bytes=settings.kv_cache_bytes,
             model_memory_bytes=settings.model_memory_bytes,

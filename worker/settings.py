@@ -40,6 +40,10 @@ class Settings(BaseSettings):
         description="redis://, rediss:// (TLS), sentinel:// or redis+socket:// URL; unset: a redis-server of its own.",
     )
     device: str = Field("auto", description="Where models run: auto (CUDA where present), cpu, cuda or cuda:N.")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        None,
+        description="Spread the layers of each model over all GPUs, accelerate's way of this name; unset: one GPU.",
+    )
     bases: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Bases whose jobs a worker takes, and no others; separated by commas, unset: all."
     )

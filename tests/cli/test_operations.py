@@ -120,6 +120,22 @@ def test_a_worker_for_a_base_that_is_not_registered_does_not_start(genarm, tmp_p
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda:63"], "CUDA device"),
+        (["--device", "toaster"], "use auto, cpu, cuda or cuda:N"),
+        (["--device", "cpu", "--device-map", "balanced"], "GENARM_DEVICE says 'cpu'"),
+        (["--device-map", "sideways"], "is not one of 'auto', 'balanced'"),
+    ],
+)
+def test_a_worker_that_could_run_no_job_does_not_start(genarm, options, message, broker_url):
+    refused = genarm("worker", *options, GENARM_BROKER_URL=broker_url, GENARM_ALLOW_ANY_MODEL="true")
+    assert refused.returncode == 2, refused.stderr
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)
 def test_run_keeps_its_rows_in_postgresql_when_told_to(genarm, models, prompts, ledger_url, tmp_path):
     options = ["-o", "out.jsonl", "--base", models / "base", "--max-new-tokens", "3"]

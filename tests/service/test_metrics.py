@@ -31,7 +31,7 @@ ENGINE_METRICS = {
     "genarm_kv_cache_usage_perc", "genarm_num_preemptions_total", "genarm_engine_steps_total",
     "genarm_engine_generated_tokens_total", "genarm_model_memory_bytes", "genarm_model_memory_budget_bytes",
     "genarm_model_evictions_total",
-    "genarm_engine_generated_tokens_total", "genarm_time_to_first_token_seconds_count",
+    "genarm_time_to_first_token_seconds_count",
     "genarm_inter_token_latency_seconds_count",
 }  # fmt: skip
 """Of the real engine; the fake one has no figures."""

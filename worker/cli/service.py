@@ -22,6 +22,11 @@ from worker.settings import Settings
     help="Take jobs with this base, and no others. Repeatable.  [GENARM_BASES; default: all jobs]",
 )
 @click.option("--device", help="Where models run: auto, cpu, cuda or cuda:N.  [GENARM_DEVICE]")
+@click.option(
+    "--device-map",
+    type=click.Choice(["auto", "balanced", "balanced_low_0", "sequential"]),
+    help="Spread the layers of each model over all GPUs that this process sees.  [GENARM_DEVICE_MAP]",
+)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def worker(
@@ -29,6 +34,7 @@ def worker(
     /,
     bases: tuple[str, ...],
     device: str | None,
+    device_map: str | None,
     celery_options: tuple[str, ...],
 ) -> None:
     """Run a worker until it is stopped; all other options are those of Celery's own worker command.
@@ -39,7 +45,7 @@ def worker(
     """
     from worker.app import run_worker
 
-    chosen = {"bases": tuple(map(absolute, bases)) or None, "device": device}
+    chosen = {"bases": tuple(map(absolute, bases)) or None, "device": device, "device_map": device_map}
     settings = Settings().model_copy(update={name: value for name, value in chosen.items() if value is not None})
     context.exit(run_worker(settings, celery_options))
 
