@@ -97,13 +97,19 @@ class Registry(Frozen):
                 )
         return path
 
-    def require(self, spec: GenerationSpec) -> None:
+    def require(self, spec: GenerationSpec, *, scores: bool = False) -> None:
         """Check that a job names only models of the registry, each for what it is.
+
+        Args:
+            spec: of the job.
+            scores: it only scores responses; then an ARM may stand in for the base that was not given.
 
         Raises:
             ModelNotAllowedError: it does not.
         """
-        for kind, ref in (("base", spec.base), *(("arm", arm.ref) for arm in spec.arms)):
+        arms = [arm.ref for arm in spec.arms]
+        bases = [] if scores and spec.base in arms else [spec.base]
+        for kind, ref in (*(("base", base) for base in bases), *(("arm", arm) for arm in arms)):
             alias, entry = self.find(ref)
             if entry.kind != kind:
                 raise ModelNotAllowedError(f"{alias!r} is registered as {entry.kind}, and the job wants it as {kind}")

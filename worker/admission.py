@@ -14,8 +14,13 @@ from models.spec import GenerationSpec, PromptRow
 from worker.settings import Settings
 
 
-def admit(spec: GenerationSpec, settings: Settings) -> None:
+def admit(spec: GenerationSpec, settings: Settings, *, scores: bool = False) -> None:
     """Check a job's spec against the registry and the limits; opens no model.
+
+    Args:
+        spec: of the job.
+        settings: with the limits, and the home that the registry is in.
+        scores: the job only scores responses.
 
     Raises:
         ModelNotAllowedError: it names a model that the registry does not allow, or there is none and there must be.
@@ -23,7 +28,7 @@ def admit(spec: GenerationSpec, settings: Settings) -> None:
     """
     registry = required_registry(settings)
     if registry is not None:
-        registry.require(spec)
+        registry.require(spec, scores=scores)
     _require_at_most("samples", spec.samples, settings.max_samples)
     _require_at_most("sampling.max_new_tokens", spec.sampling.max_new_tokens, settings.max_new_tokens)
     system = len((spec.system or "").encode())

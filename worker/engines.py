@@ -129,7 +129,7 @@ class Engines:
         spec = GenerationSpec.parse(job.spec)
         if self._settings.bases and spec.base not in self._settings.bases:
             raise BaseNotServedError(f"{job_id} has the base {spec.base!r}, which this worker does not serve")
-        admit(spec, self._settings)
+        admit(spec, self._settings, scores=job.kind == SCORE)
         if job.kind == SCORE:
             require_scorer(self.engine)
         loaded = LoadedJob(spec, self.engine.load(spec, give_up), job.kind)

@@ -12,6 +12,7 @@ from db.session import Ledger
 from models.errors import SpecError
 from models.spec import GenerationSpec
 from worker.admission import admit, admit_rows
+from worker.scoring import KIND as SCORE
 from worker.settings import Settings
 
 MOST_POINTS = 1000
@@ -46,7 +47,7 @@ def submit(
         DatabaseUnreachableError: the ledger is away.
     """
     spec = GenerationSpec.parse(submission.spec)
-    admit(spec, settings)
+    admit(spec, settings, scores=submission.kind == SCORE)
     if submission.name is not None and not submission.name.isprintable():
         raise SpecError("the job's name must be one line of text without control characters")
     rows = open_dataset(submission.source, spec.samples)

@@ -145,6 +145,16 @@ def test_each_model_serves_as_what_it_is_registered(register, settings, home):
             admit(wrong, settings)
 
 
+def test_scoring_without_a_base_lets_the_arm_stand_in_for_it_and_nothing_else(register, settings, home):
+    register()
+    settings = settings.model_copy(update={"home": home})
+    admit(spec("nice", "nice"), settings, scores=True)
+    with pytest.raises(ModelNotAllowedError, match="is registered as arm"):
+        admit(spec("nice", "nice"), settings)
+    with pytest.raises(ModelNotAllowedError, match="is registered as base"):
+        admit(spec("tiny", "tiny"), settings, scores=True)
+
+
 def test_a_template_in_a_job_is_a_program_and_must_be_allowed(register, settings, home):
     settings = settings.model_copy(update={"home": home})
     arm = {"name": "a", "ref": "nice", "template": "{% for i in range(99999) %}{% endfor %}"}
