@@ -14,7 +14,7 @@ class Plan:
     """How many of the pairs the baselines are trained on, and how many of the held-out ones judge them; None: all."""
     new_tokens: int = 64
     seed: int = 1
-    genarm: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+    genarm: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
     """Weights w = 1/β."""
     weak: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 1.5)
     """Weights of the small ARM."""
