@@ -181,7 +181,9 @@ class Methods:
 
         def make(folder: Path) -> None:
             train, held_out = (self._with_reference(arm, part) for part in ("train", "heldout"))
-            train_dpo(self.description, self.inputs.base, train[: max(1, len(train) // share)], held_out, schedule, folder)
+            train_dpo(
+                self.description, self.inputs.base, train[: max(1, len(train) // share)], held_out, schedule, folder
+            )
 
         return self.cache.made(name, [*self._training_key(arm, schedule), share], make)
 

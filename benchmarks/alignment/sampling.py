@@ -70,9 +70,10 @@ class Sampler:
         parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         rows = []
         for number, part in enumerate(parts, start=1):
-            label = name if len(parts) == 1 else f"{name}-{number}of{len(parts)}"
             rows += self.cache.rows(
-                label, self._key(policy, part, drawing), lambda part=part: self._draw(policy, part, drawing)
+                f"{name}-{number}",
+                self._key(policy, part, drawing),
+                lambda part=part: self._draw(policy, part, drawing),
             )
         return rows
 
