@@ -59,7 +59,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", default=_base_model(), help="a .gguf file or a model folder")
     parser.add_argument("--positive", type=Path, default=ARMS / "positive", help="ARM with its pairs")
     parser.add_argument("--plain", type=Path, default=ARMS / "plain", help="ARM with its pairs")
-    parser.add_argument("--small", type=Path, default=ROOT / ".genarm" / "positive-small", help="weak ARM")
+    parser.add_argument(
+        "--small",
+        type=Path,
+        default=ROOT / ".genarm" / "positive-small",
+        help="weak ARM, a folder that examples/arms/positive-small makes",
+    )
     parser.add_argument("--prompts", type=int, default=Plan().prompts, help="how many of the held-out prompts")
     parser.add_argument("--pairs", type=int, help="how many pairs the baselines are trained on  [all]")
     parser.add_argument("--only", nargs="+", choices=METHODS, metavar="METHOD", help="of: " + ", ".join(METHODS))

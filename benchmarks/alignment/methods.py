@@ -16,6 +16,7 @@ from benchmarks.alignment.plan import Plan
 from benchmarks.alignment.prompts import Prompt
 from benchmarks.alignment.sampling import Drawing, Guide, Policy, Sampler
 from models.loading import Description, describe
+from models.rendering import closing_token
 from models.training.encoding import EncodedPair
 
 
@@ -105,10 +106,11 @@ class Methods:
 
         def make() -> list[Row]:
             prompts = self.sampler.prompt_ids(self.prompts)
-            closing = self.description.tokenizer.eos_token_id
+            closing = closing_token(self.description.tokenizer, self.description.template)
+            ends = {closing, *self.description.eos_ids}
             model = load_reward_model(self.description, folder)
             flat = [
-                [*prompt, *(token for token in row["token_ids"] if token != closing), closing]
+                [*prompt, *(token for token in row["token_ids"] if token not in ends), closing]
                 for prompt, rows in zip(prompts, samples, strict=True)
                 for row in rows
             ]
