@@ -19,6 +19,10 @@ from models.loading import Description, describe
 from models.rendering import closing_token
 from models.training.encoding import EncodedPair
 
+PROMPTS_SCORED = 20
+PAIRS_REFERRED = 250
+"""In one step."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -99,27 +103,32 @@ class Methods:
         ]
 
     def _scored_samples(self) -> list[tuple[list[Row], list[float]]]:
+        """The base's completions of each prompt with their scores by the reward model."""
+        folder, scored = self.reward_model(), []
+        for start in range(0, len(self.prompts), PROMPTS_SCORED):
+            prompts = self.prompts[start : start + PROMPTS_SCORED]
+            samples = self.base_samples[start : start + PROMPTS_SCORED]
+            n = len(samples[0])
+            key = [digest_of(folder / "head.safetensors"), [[prompt.index, prompt.text] for prompt in prompts]]
+            key += [self.drawing.new_tokens, self.drawing.seed, n]
+            made = self.cache.rows(
+                f"scores-{start}", key, lambda prompts=prompts, samples=samples: self._scores(folder, prompts, samples)
+            )
+            scores = [row["score"] for row in made]
+            scored += [(rows, scores[place * n : (place + 1) * n]) for place, rows in enumerate(samples)]
+        return scored
+
+    def _scores(self, folder: Path, prompts: Sequence[Prompt], samples: Sequence[Sequence[Row]]) -> list[Row]:
         from benchmarks.alignment.reward_model import load_reward_model, scores
 
-        folder = self.reward_model()
-        samples = self.base_samples
-
-        def make() -> list[Row]:
-            prompts = self.sampler.prompt_ids(self.prompts)
-            closing = closing_token(self.description.tokenizer, self.description.template)
-            ends = {closing, *self.description.eos_ids}
-            model = load_reward_model(self.description, folder)
-            flat = [
-                [*prompt, *(token for token in row["token_ids"] if token not in ends), closing]
-                for prompt, rows in zip(prompts, samples, strict=True)
-                for row in rows
-            ]
-            return [{"score": score} for score in scores(model, flat)]
-
-        key = [digest_of(folder / "head.safetensors"), self._prompts_key, self._drawing_key, max(self.plan.best_of)]
-        found = [row["score"] for row in self.cache.rows("scores", key, make)]
-        n = max(self.plan.best_of)
-        return [(rows, found[start * n : (start + 1) * n]) for start, rows in enumerate(samples)]
+        closing = closing_token(self.description.tokenizer, self.description.template)
+        ends = {closing, *self.description.eos_ids}
+        whole = [
+            [*prompt, *(token for token in row["token_ids"] if token not in ends), closing]
+            for prompt, rows in zip(self.sampler.prompt_ids(prompts), samples, strict=True)
+            for row in rows
+        ]
+        return [{"score": score} for score in scores(load_reward_model(self.description, folder), whole)]
 
     def args(self) -> list[Point]:
         """ARGS-greedy and ARGS-stochastic, over the weight of the reward."""
@@ -198,19 +207,15 @@ class Methods:
     def _with_reference(self, arm: str, part: str) -> list[Pair]:
         from benchmarks.alignment.dpo import reference_rows
 
-        pairs = self._encoded(arm, part)
-        key = [self.sampler.digest(self.inputs.base), digest_of(self.inputs.pairs(arm, part)), self.plan.pairs]
-        rows = self.cache.rows(f"reference-{arm}-{part}", key, lambda: reference_rows(self.description, pairs))
+        pairs, rows = self._encoded(arm, part), list[Row]()
+        for start in range(0, len(pairs), PAIRS_REFERRED):
+            some = pairs[start : start + PAIRS_REFERRED]
+            key = [self.sampler.digest(self.inputs.base), digest_of(self.inputs.pairs(arm, part)), start, len(some)]
+            rows += self.cache.rows(
+                f"reference-{arm}-{part}-{start}", key, lambda some=some: reference_rows(self.description, some)
+            )
         return [Pair(pair, (row["chosen"], row["rejected"])) for pair, row in zip(pairs, rows, strict=True)]
 
     def _training_key(self, arm: str, schedule: Schedule) -> list[Any]:
         pairs = digest_of(self.inputs.pairs(arm, "train"))
         return [self.sampler.digest(self.inputs.base), pairs, self.plan.pairs, asdict(schedule)]
-
-    @property
-    def _prompts_key(self) -> list[Any]:
-        return [[prompt.index, prompt.text] for prompt in self.prompts]
-
-    @property
-    def _drawing_key(self) -> list[int]:
-        return [self.drawing.new_tokens, self.drawing.seed]
