@@ -12,7 +12,7 @@ from db.datasets import DatasetSource, open_dataset
 from db.errors import DatasetError
 from db.exports import Export, export
 from db.results import export_rows
-from models.training.preferences import read_preferences
+from models.training.preferences import Preference, parse_preference
 from tests.results import filled
 
 CHAT = [{"role": "user", "content": "Hi"}]
@@ -61,10 +61,11 @@ def test_the_weights_of_a_row_choose_unless_others_are_given(ledger, finished, w
     assert (pair["chosen"], pair["rejected"]) == best_and_worst(rows, lambda row: -row["rewards"]["harmless"])
 
 
-def test_pairs_are_what_arm_training_reads(finished, write, tmp_path):
+def test_pairs_are_what_arm_training_reads(finished, write):
     job = finished([{"prompt": f"p{i}"} for i in range(5)], samples=3)
-    write(job, shape="preference")
-    assert len(read_preferences(tmp_path / "out.jsonl").pairs) == 5
+    pairs, _ = write(job, shape="preference")
+    assert len(pairs) == 5
+    assert all(isinstance(parse_preference("line", pair), Preference) for pair in pairs)
 
 
 def test_the_best_of_n_for_prompts_and_chats(ledger, finished, write, tmp_path):
