@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.alignment.cache import Cache
 from benchmarks.alignment.dpo import DPOTrainer, reference_rows, train_dpo
-from benchmarks.alignment.pairs import Pair, PairTrainer, Schedule, batch_of, read_pairs
+from benchmarks.alignment.pairs import MICRO_BATCH, Pair, PairTrainer, Schedule, batch_of, read_pairs
 from benchmarks.alignment.prompts import Prompt
 from benchmarks.alignment.reward_model import load_reward_model, scores, train_reward_model
 from benchmarks.alignment.sampling import Drawing, Policy, Sampler
@@ -64,20 +64,21 @@ def test_dpo_learns_the_preference_and_a_killed_training_ends_in_the_same_weight
     monkeypatch.setattr("benchmarks.alignment.pairs.CHECKPOINT_STEPS", 5)
     train_dpo(description, "base", pairs[:40], pairs[40:], SCHEDULE, whole)
 
-    steps, training_step = [], PairTrainer.training_step
+    passes, training_step = [], PairTrainer.training_step
+    in_a_step = SCHEDULE.batch // MICRO_BATCH
 
-    def die_at_the_eighth(self, *arguments, **others):
-        steps.append(1)
-        if len(steps) == 8:
+    def die_in_the_eighth_step(self, *arguments, **others):
+        passes.append(1)
+        if len(passes) == 8 * in_a_step:
             raise KeyboardInterrupt
         return training_step(self, *arguments, **others)
 
-    monkeypatch.setattr(PairTrainer, "training_step", die_at_the_eighth)
+    monkeypatch.setattr(PairTrainer, "training_step", die_in_the_eighth_step)
     with pytest.raises(KeyboardInterrupt):
         train_dpo(description, "base", pairs[:40], pairs[40:], SCHEDULE, killed)
     train_dpo(description, "base", pairs[:40], pairs[40:], SCHEDULE, killed)
 
-    assert len(steps) == 8 + 5  # ten steps, of which the first five were kept
+    assert len(passes) == (8 + 5) * in_a_step  # ten steps, of which the first five were kept
     held_out = json.loads((whole / "held_out.json").read_text())
     assert (held_out["pairs"], held_out["accuracy"]) == (8, 1.0)
     assert held_out["loss"] < 0.3

@@ -1,5 +1,7 @@
 """Steps that are kept, best of n, and adapters added up in weight space."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft import PeftModel
@@ -45,6 +47,17 @@ def test_a_step_that_was_killed_is_run_again_whole(tmp_path):
         Cache(tmp_path).rows("step", {}, killed)
 
     assert Cache(tmp_path).rows("step", {}, lambda: [{"n": 1}, {"n": 2}]) == [{"n": 1}, {"n": 2}]
+
+
+def test_a_step_that_was_killed_while_it_was_written_is_run_again(tmp_path, monkeypatch):
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        Cache(tmp_path).rows("step", {}, lambda: [{"n": 1}])
+
+    assert Cache(tmp_path).rows("step", {}, lambda: [{"n": 2}]) == [{"n": 2}]
 
 
 def test_a_folder_that_was_killed_half_way_is_finished(tmp_path):
