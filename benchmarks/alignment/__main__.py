@@ -126,9 +126,9 @@ def _commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return git("rev-parse", "HEAD") + (
-        " and changes" if git("status", "--porcelain", "--", "benchmarks", "models") else ""
-    )
+    code = ("benchmarks/alignment/*.py", "models", "examples")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return git("rev-parse", "HEAD") + (" and changes" if changed else "")
 
 
 class _Notes:
