@@ -13,7 +13,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"n = {base['n']} prompts; {results['interval']}, seed {results['seed']}; made by commit "
         f"`{results['commit'][:12]}`."
     )
-    return "\n\n".join([about, _bars(results), _comparisons(results), _points(results)]) + "\n"
+    comparisons = [_comparisons(results)] if any(bar["figures"] for bar in results["bars"]) else []
+    return "\n\n".join([about, _bars(results), *comparisons, _points(results)]) + "\n"
 
 
 def _bars(results: Mapping[str, Any]) -> str:
