@@ -88,7 +88,7 @@ def test_an_example_works(place, example):
 @pytest.mark.parametrize("example", RUNS_ON)
 def test_an_example_that_runs_on_ends_when_told_to(place, example, broker_url, environment, tmp_path):
     settings = {"GENARM_HOME": str(tmp_path / ".genarm")}
-    settings |= {} if example == "genarm up" else {"GENARM_BROKER_URL": broker_url}
+    settings |= {} if example == "genarm up" else {"GENARM_BROKER_URL": broker_url, "GENARM_ALLOW_ANY_MODEL": "true"}
     command = [*COMMAND, *shlex.split(example)[1:]]
     with subprocess.Popen(
         command, env=environment | settings, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True

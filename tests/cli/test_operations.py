@@ -35,7 +35,7 @@ def test_arm_train_names_bad_pairs_and_refuses_a_file_that_has_no_other(genarm, 
     trained = genarm("arm", "train", "mixed.jsonl", *options, "mixed")
     assert "mixed.jsonl, line 2: malformed: `chosen` is missing" in trained.stderr
     assert "Warning" not in trained.stderr
-    (tmp_path / "bad.jsonl").write_text(bad)
+    (tmp_path / "bad.jsonl").write_text(good.replace('"c"', '"b"'))
     refused = genarm("arm", "train", "bad.jsonl", *options, "arm")
     assert refused.returncode == 2
     assert refused.stderr.startswith("Error: ") and "line 1" in refused.stderr

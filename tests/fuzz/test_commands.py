@@ -69,7 +69,7 @@ def test_arguments(invoke, arguments):
 @given(options=submissions)
 def test_submissions(invoke, monkeypatch, home, options):
     count()
-    monkeypatch.setattr("worker.cli.job.announce", lambda ledger, settings: None)
+    monkeypatch.setattr("worker.submission.announce", lambda ledger, settings: None)
     done = invoke(["job", "submit", "rows.jsonl", "--base", "tiny", *(word for pair in options for word in pair)])
     ids = done.stdout.split()
     assert len(ids) == (done.exit_code == 0)
