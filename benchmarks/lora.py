@@ -13,9 +13,8 @@ from ours import OurEngine, Request
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.zoo import CPU_CACHE_BYTES
-
 ROWS = 8
+KV_CACHE_BYTES = 2**30
 
 
 def four_adapters(base: str, folder: Path) -> tuple[list[str], list[str]]:
@@ -52,10 +51,10 @@ def _resident() -> int:
 def _measure(base: str, arms: Sequence[str]) -> int:
     before = _resident()
     with tempfile.TemporaryDirectory() as home:
-        engine = OurEngine(Path(home), base, arms, max_running=ROWS)
+        engine = OurEngine(Path(home), base, arms, max_running=ROWS, kv_cache_bytes=KV_CACHE_BYTES)
         engine.seconds([Request(f"Prompt number {row}.", 60) for row in range(ROWS)])
         pool = engine.guided.base.backbone.pool
-        kv_bytes = ROWS * (1 + len(arms)) * pool.blocks_for(4 + 60) * CPU_CACHE_BYTES // pool.count
+        kv_bytes = ROWS * (1 + len(arms)) * pool.blocks_for(4 + 60) * KV_CACHE_BYTES // pool.count
         return _resident() - before - kv_bytes
 
 

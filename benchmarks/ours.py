@@ -24,7 +24,13 @@ class OurEngine:
     """An engine stepped in this thread. `arms` are model references, each at weight 1 / their number."""
 
     def __init__(
-        self, home: Path, base: str, arms: Sequence[str] = (), max_running: int = 64, samples: int = 1
+        self,
+        home: Path,
+        base: str,
+        arms: Sequence[str] = (),
+        max_running: int = 64,
+        samples: int = 1,
+        kv_cache_bytes: int | None = None,
     ) -> None:
         self.spec = GenerationSpec.parse(
             {
@@ -35,7 +41,7 @@ class OurEngine:
                 "raw": True,
             }
         )
-        self.engine = Engine(EngineSettings(home=home, max_running=max_running))
+        self.engine = Engine(EngineSettings(home=home, max_running=max_running, kv_cache_bytes=kv_cache_bytes))
         self.guided = self.engine.load(self.spec)
         self.tokenizer: Any = self.guided.base.renderer.tokenizer
 
