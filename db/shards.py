@@ -34,7 +34,15 @@ from db.tables import JobStatus, ShardState, completions, jobs, requests, shards
 __all__ = ["Heartbeat", "Lease", "NewCompletion", "RequestRow", "RowOutcome", "Written"]
 
 ACTIVE = (JobStatus.QUEUED, JobStatus.IN_PROGRESS)
-HAS_OUTCOME = sa.exists().where(completions.c.request_id == requests.c.id)
+HAS_OUTCOME = (
+    sa.select(sa.literal_column("1"))
+    .where(completions.c.request_id == requests.c.id)
+    .limit(1)
+    .correlate(requests)
+    .scalar_subquery()
+    .is_not(None)
+)
+"""No EXISTS: PostgreSQL makes a join of it, which reads all completions to look at the rows of one shard."""
 
 
 @dataclass(frozen=True)
