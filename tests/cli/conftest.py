@@ -53,10 +53,14 @@ def start_genarm(tmp_path, environment):
     """Start genarm in the same folder and leave it running; it is killed at the end of the test."""
     with ExitStack() as stack:
 
-        def start(*arguments):
+        def start(*arguments, **settings):
             process = stack.enter_context(
                 subprocess.Popen(
-                    [*COMMAND, *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+                    [*COMMAND, *arguments],
+                    cwd=tmp_path,
+                    env=environment | settings,
+                    stderr=subprocess.PIPE,
+                    text=True,
                 )
             )
             stack.callback(process.kill)

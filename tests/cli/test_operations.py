@@ -82,7 +82,7 @@ def test_the_doctor_finds_nothing_wrong_where_nothing_is_and_names_what_is(genar
 
 
 def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(
-    genarm, models, prompts, redis_client, broker_url, monkeypatch, tmp_path
+    genarm, start_genarm, models, prompts, redis_client, broker_url, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(serving, "SAID_SECONDS", 3600.0)  # several commands long
     shared = {"GENARM_BROKER_URL": broker_url, "GENARM_ALLOW_ANY_MODEL": "true"}
@@ -97,6 +97,8 @@ def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(
     assert wanted in submitted.stderr
     assert json.loads(ask("job", "show", job_id, "--json").stdout)["is_served"] is False
     assert "waits for" in ask("job", "show", job_id).stdout
+    watch = start_genarm("job", "watch", job_id, **shared)
+    assert wanted in watch.stderr.readline()
     ill = ask("doctor", "--json")
     (workers,) = [row for row in map(json.loads, ill.stdout.splitlines()) if row["check"] == "workers"]
     assert (ill.exit_code, workers["ok"]) == (1, False)

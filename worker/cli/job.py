@@ -160,8 +160,11 @@ def watch(context: click.Context, job_id: str, as_json: bool) -> None:
     Example:
         genarm job watch job-1m86dg0
     """
-    ledger = open_ledger(Settings())
-    progress = follow(ledger, db.jobs.find(ledger, job_id).id)
+    settings = Settings()
+    ledger = open_ledger(settings)
+    found = db.jobs.find(ledger, job_id)
+    note_if_unserved(ledger, settings, found.id)
+    progress = follow(ledger, found.id)
     if as_json:
         console.out_json(facts(progress))
     else:
