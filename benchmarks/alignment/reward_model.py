@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, set_seed
 
-from benchmarks.alignment.dpo import lora
+from benchmarks.alignment.dpo import ATTENTION, lora
 from benchmarks.alignment.pairs import HELD_OUT, Pair, PairTrainer, Schedule, train
 from models.loading import Description
 
@@ -55,7 +55,9 @@ class RewardTrainer(PairTrainer):
 
 def load_backbone(base: Description, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The base without its LM head, frozen."""
-    model = AutoModel.from_pretrained(base.backbone.folder, dtype=dtype, use_safetensors=True)
+    model = AutoModel.from_pretrained(
+        base.backbone.folder, dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION
+    )
     return model.requires_grad_(False)
 
 
