@@ -20,6 +20,7 @@ def test_arm_train_writes_an_adapter_that_peft_loads_and_genarm_runs(genarm, mod
     assert trained.returncode == 0, trained.stderr
     assert "9 pairs for training, 3 held out" in trained.stderr
     assert "held-out accuracy" in trained.stderr
+    assert "step 3 of 3: loss" in trained.stderr  # no terminal, no bars
     card = (tmp_path / "arm" / "README.md").read_text()
     assert "genarm arm train pairs.jsonl" in card
     assert "Prefers yes." in card

@@ -179,6 +179,11 @@ class TrainingBars:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
+    @property
+    def are_seen(self) -> bool:
+        """Whether stderr is a terminal."""
+        return not self._progress.disable
+
     def show(self, what: str, done: int, total: int | None, state: str = "", *, stays: bool = False) -> None:
         """Draw how far something is; its bar goes when it is done, unless it `stays`."""
         if what not in self._tasks:
