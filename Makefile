@@ -32,6 +32,7 @@ bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare datab
 	$(BIN)/python -m benchmarks.ledger $(BENCH)
 
 bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Rewarded Soups; goes on where it stopped
+	$(MAKE) -C examples/arms small
 	$(BIN)/python -m benchmarks.alignment $(BENCH)
 
 fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000

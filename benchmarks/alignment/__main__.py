@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
         "--small",
         type=Path,
         default=ROOT / ".genarm" / "positive-small",
-        help="weak ARM, a folder that examples/arms/positive-small makes",
+        help="weak ARM, a folder that `make -C examples/arms small` makes",
     )
     parser.add_argument("--prompts", type=int, default=Plan().prompts, help="how many of the held-out prompts")
     parser.add_argument("--pairs", type=int, help="how many pairs the baselines are trained on  [all]")
