@@ -115,6 +115,20 @@ def test_the_bar_against_dpo_is_nine_tenths_of_its_gain_at_its_kl(point, bootstr
     assert [bar["met"] for bar in bars.all()].count(None) == 5  # the others were not run
 
 
+@pytest.mark.parametrize(("theirs", "is_met"), [(0.7, True), (0.9, False)])
+def test_best_of_n_is_compared_with_the_most_that_guidance_reaches_at_its_compute(point, bootstrap, theirs, is_met):
+    points = {
+        "base": [point("base")],
+        "GenARM": [point(kl=0.1, tokens=200.0, positive=0.01), point(kl=9.0, tokens=200.0, positive=0.8)],
+        "best-of-n": [point("best-of-n", tokens=200.0, positive=theirs)],
+    }
+
+    bar = Bars(points, bootstrap).best_of_n()
+
+    assert [one["our_gain"]["value"] for one in bar["figures"]] == pytest.approx([0.01, 0.8])
+    assert bar["met"] is is_met
+
+
 def test_the_small_arm_is_held_to_seven_tenths_of_the_full_one(point, bootstrap):
     points = {
         "base": [point("base")],
