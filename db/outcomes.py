@@ -1,5 +1,6 @@
 """The outcomes of rows, and how they are stored."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from db.shards import Lease
 
 CREATED_AT = "created_at"
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -144,5 +146,5 @@ def _reward_rows(request_id: int, completion: NewCompletion) -> list[dict[str, A
 
 
 def storable(text: str) -> str:
-    """The text with U+FFFD for the NUL character, which PostgreSQL's text cannot hold."""
-    return text.replace("\x00", "\ufffd")
+    """The text with U+FFFD for what a database cannot hold: NUL, and half of a surrogate pair that stands alone."""
+    return UNSTORABLE.sub("\ufffd", text)

@@ -10,6 +10,7 @@ from db.datasets.batch_requests import from_batch_request, is_batch_request
 from db.datasets.template import Template
 from db.datasets.text import PlacedRow
 from db.errors import DatasetError
+from db.outcomes import storable
 from db.submission import NewRow
 
 LOOK_AHEAD_ROWS = 100
@@ -114,4 +115,4 @@ def _custom_id(row: dict[str, Any]) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    return text.replace("\x00", "\ufffd")
+    return storable(text)

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import sqlalchemy as sa
 
+from db import jobs
 from db.datasets import Columns, DatasetSource, open_dataset
 from db.errors import DatasetError
+from db.tables import requests
 
 
 def read(path, columns=None):
@@ -17,6 +20,15 @@ def test_jsonl_with_bom_crlf_and_blank_lines(tmp_path):
     path.write_bytes('\ufeff{"prompt": "naïve"}\r\n\r\n{"id": 7, "prompt": "b"}'.encode())
     assert read(path) == [{"prompt": "naïve"}, {"id": 7, "prompt": "b"}]
     assert [row.custom_id for row in open_dataset(DatasetSource(str(path)))] == [None, "7"]
+
+
+def test_an_id_that_no_database_can_hold_is_stored_readably(ledger, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "a\\u0000b\\ud800c", "prompt": "p"}\n')
+    job = jobs.submit(ledger, jobs.NewJob(spec={}, samples=1), open_dataset(DatasetSource(str(path))))
+    with ledger.connect() as connection:
+        assert connection.execute(sa.select(requests.c.custom_id)).scalars().all() == ["a\ufffdb\ufffdc"]
+    assert job.total_rows == 1
 
 
 def test_csv_with_quotes_and_newlines(tmp_path):

@@ -73,7 +73,7 @@ def test_what_a_row_lacks_is_null(ledger, lease):
     shards.write(
         ledger,
         [
-            RowOutcome(lease, first.request_id, [], ("code", "no\x00thing")),
+            RowOutcome(lease, first.request_id, [], ("code", "no\x00thing\ud800")),
             RowOutcome(lease, second.request_id, [scored], None),
         ],
     )
@@ -81,7 +81,7 @@ def test_what_a_row_lacks_is_null(ledger, lease):
     with reading(ledger) as connection:
         assert len(connection.execute(nothing).all()) == 2
     failed, kept = stored(ledger, tables.completions)
-    assert (failed.tokens, failed.completion, failed.error_message) == (None, None, "no\ufffdthing")
+    assert (failed.tokens, failed.completion, failed.error_message) == (None, None, "no\ufffdthing\ufffd")
     assert (kept.tokens, kept.base_logprobs, kept.error_code) == ([1], None, None)
 
 
