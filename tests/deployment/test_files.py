@@ -194,8 +194,10 @@ def test_all_that_the_image_installs_is_locked_to_what_the_tests_run_with():
 def test_the_example_registry_is_one_and_allows_what_it_mounts(tmp_path):
     (tmp_path / "models.toml").write_text(Path("examples/models.toml").read_text())
     registry = registry_of(tmp_path)
-    assert {alias: entry.kind for alias, entry in registry.models.items()} == {"smollm2": "base", "positive": "arm"}
-    assert Path("examples/arms/positive/adapter_config.json").is_file()
+    assert {alias: entry.kind for alias, entry in registry.models.items()} == {
+        "smollm2": "base", "positive": "arm", "plain": "arm",
+    }  # fmt: skip
+    assert all(Path(f"examples/arms/{arm}/adapter_config.json").is_file() for arm in ("positive", "plain"))
 
 
 def test_prometheus_scrapes_the_port_that_the_workers_serve(files):
