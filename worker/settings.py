@@ -108,7 +108,10 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+        try:
+            return home.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError(f"there is no user {home.parts[0]}") from None
 
     @property
     def database_is_embedded(self) -> bool:

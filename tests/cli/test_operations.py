@@ -114,6 +114,13 @@ def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(
     assert json.loads(ask("job", "show", job_id, "--json").stdout)["is_served"] is None
 
 
+def test_the_home_folder_of_nobody_is_refused_in_a_line(genarm, prompts):
+    refused = genarm("job", "list", GENARM_HOME="~nobody-of-this-name")
+    assert (refused.returncode, refused.stderr) == (2, "Error: settings: home: there is no user ~nobody-of-this-name\n")
+    unknown = genarm("job", "submit", prompts, "--base", "~nobody-of-this-name/model")
+    assert (unknown.returncode, unknown.stderr) == (2, "Error: '~nobody-of-this-name/model': no such file or folder\n")
+
+
 def test_a_worker_for_a_base_that_is_not_registered_does_not_start(genarm, tmp_path, broker_url):
     (tmp_path / ".genarm").mkdir()
     (tmp_path / ".genarm" / "models.toml").write_text('[models.tiny]\nkind = "base"\npath = "tiny"\n')

@@ -192,5 +192,8 @@ def _template(pair: str) -> tuple[str, str]:
 
 def absolute(ref: str) -> str:
     """A path that exists here, made whole, since the worker runs elsewhere; another reference as it is."""
-    path = Path(ref).expanduser()
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError:  # the home folder of nobody; a model that is not found is named later
+        return ref
     return str(path.resolve()) if path.exists() else ref
