@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STDOUT = STDIN
 TABLE_ROWS = 1000
+HALF_PAIRS = "backslashreplace"
+"""How text is written that holds half of a surrogate pair, which UTF-8 lacks: as JSON escapes it, \\ud800."""
 
 
 @contextmanager
@@ -34,6 +36,7 @@ def whole_file(target: str, is_binary: bool = False) -> Iterator[IO[Any]]:
         DatasetError: the file cannot be written.
     """
     if target == STDOUT:
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors=HALF_PAIRS)
         yield sys.stdout
         sys.stdout.flush()
         return
@@ -70,7 +73,7 @@ def _text(packed: IO[bytes], is_binary: bool) -> Iterator[IO[Any]]:
     if is_binary:
         yield packed
         return
-    text = TextIOWrapper(cast(Any, packed), encoding="utf-8", newline="")
+    text = TextIOWrapper(cast(Any, packed), encoding="utf-8", errors=HALF_PAIRS, newline="")
     yield text
     text.flush()
     text.detach()

@@ -39,6 +39,18 @@ def close(one, other):
     return one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "-"])
+def test_half_of_a_surrogate_pair_in_a_row_is_written(ledger, finished, tmp_path, capsys, name):
+    job = finished([{"id": "a", "prompt": "p", "label": "half \ud800"}])
+    target = tmp_path / name
+    export(ledger, job, Export(name if name == "-" else str(target)))
+    if name == "out.parquet":
+        assert pq.read_table(target).column("label").to_pylist() == ["half ?"] * 2
+    else:
+        written = capsys.readouterr().out if name == "-" else target.read_text(encoding="utf-8")
+        assert written.count("half \\ud800") == 2
+
+
 def test_parquet_has_the_rows_with_float32_lists(ledger, finished, write):
     job = finished(ROWS, failing={2})
     table = pq.read_table(write(job, "out.parquet"))
