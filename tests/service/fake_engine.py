@@ -14,6 +14,7 @@ HOLD = "hold"
 REFUSE = "refuse"
 BREAK = "break"
 UNSTORABLE = "unstorable"
+"""The completion of a row with this prompt is one that no database takes."""
 DIE = "die"
 MISSING_BASE = "no/such-model"
 
@@ -81,14 +82,14 @@ class FakeEngine:
 
 def completions(spec, row):
     samples = spec.samples if spec else 1
-    text = row.prompt[::-1] if row.prompt != UNSTORABLE else "\ud800"
+    text = row.prompt[::-1]
     tokens = [ord(letter) for letter in text]
     logprobs = [-0.5] * len(tokens)
     return [
         Completion(
             sample=sample,
             text=text,
-            finish_reason="stop",
+            finish_reason="\ud800" if row.prompt == UNSTORABLE else "stop",
             tokens=tokens,
             logprobs=logprobs,
             base_logprobs=logprobs,
