@@ -26,6 +26,8 @@ from rich.text import Text
 from db.jobs import JobProgress
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+LINES_WITHOUT_BARS = 10
+"""Of long work whose stderr is a file, evenly over it."""
 
 
 def out(text: str) -> None:
@@ -90,19 +92,35 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     Console(width=None if is_terminal else 10_000, markup=False, highlight=False).print(grid)
 
 
+def line_is_due(before: int, done: int, total: int) -> bool:
+    """Whether a log gets a line, where between `before` and `done` of `total` a tenth was completed."""
+    return done * LINES_WITHOUT_BARS // total > before * LINES_WITHOUT_BARS // total
+
+
 class JobView:
-    """A job as it runs: a bar of its rows, and a line with speed, workers, failures and the time left."""
+    """A job as it runs: a bar of its rows, and a line with speed, workers, failures and the time left.
+
+    In a log it is a line at each tenth of the rows.
+    """
 
     def __init__(self, live: Live, name: str) -> None:
         self._live = live
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
         self._task = self._bar.add_task(name, total=None)
+        self._name = name
+        self._shown_rows = 0
         self._speed = RecentSpeed()
 
     def show(self, now: JobProgress) -> None:
         """Draw how far the job is."""
-        self._bar.update(self._task, completed=now.completed_rows + now.failed_rows, total=now.job.total_rows)
-        self._live.update(Group(self._bar, Text("  " + state_line(now, self._speed.of(now)), style="dim")))
+        rows, total = now.completed_rows + now.failed_rows, now.job.total_rows
+        state = state_line(now, self._speed.of(now))
+        if self._live.is_started:
+            self._bar.update(self._task, completed=rows, total=total)
+            self._live.update(Group(self._bar, Text("  " + state, style="dim")))
+        elif rows < total and line_is_due(self._shown_rows, rows, total):
+            note(f"{self._name}: {rows} of {total} rows · {state}")
+            self._shown_rows = rows
 
 
 class RecentSpeed:
@@ -145,7 +163,7 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def job_view(name: str) -> Iterator[JobView]:
-    """Show a job on stderr while the block runs; nothing where stderr is no terminal."""
+    """Show a job on stderr while the block runs."""
     live = Live(console=_stderr, refresh_per_second=4)
     if not _stderr.is_terminal:
         yield JobView(live, name)

@@ -9,8 +9,6 @@ from worker.cli import console
 BAD_PAIRS_SHOWN = 5
 NOTICEABLE_RATIO = 1.2
 """Of mean response lengths, from where on a word about it is due."""
-LINES_WITHOUT_BARS = 10
-"""Of a training whose stderr is a file, evenly over its steps."""
 
 
 class TrainingView(Listener):
@@ -57,8 +55,7 @@ class TrainingView(Listener):
     def on_step(self, step: Step) -> None:  # noqa: D102
         state = f"loss {step.loss:.3f}, accuracy {step.accuracy:.2f}, margin {step.margin:.1f}"
         self._bars.show("training", step.step, step.steps, state, stays=True)
-        is_due = step.step * LINES_WITHOUT_BARS // step.steps > (step.step - 1) * LINES_WITHOUT_BARS // step.steps
-        if is_due and not self._bars.are_seen:
+        if console.line_is_due(step.step - 1, step.step, step.steps) and not self._bars.are_seen:
             console.note(f"step {step.step} of {step.steps}: {state}")
 
     def on_evaluation(self, step: int, evaluation: Evaluation) -> None:  # noqa: D102
