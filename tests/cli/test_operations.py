@@ -22,7 +22,7 @@ def test_arm_train_writes_an_adapter_that_peft_loads_and_genarm_runs(genarm, mod
     assert "held-out accuracy" in trained.stderr
     assert "step 3 of 3: loss" in trained.stderr  # no terminal, no bars
     card = (tmp_path / "arm" / "README.md").read_text()
-    assert "genarm arm train pairs.jsonl" in card
+    assert "genarm arm train pairs.jsonl --base base --eval-fraction 0.25" in card  # no folders of this machine
     assert "Prefers yes." in card
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models / "base"), tmp_path / "arm")
     arguments = ["-o", "-", "--base", models / "base", "--arm", "arm", "1", "--max-new-tokens", "2"]

@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +117,7 @@ def train(context: click.Context, /, pairs: str, as_json: bool, **options: Any) 
         resume=options["resume"],
         base_name=options["base_name"],
         about=options["about"],
-        command=shlex.join(["genarm", *sys.argv[1:]]),
+        command=_published(sys.argv[1:]),
     )
     try:
         with console.training_bars() as bars, stop_on_signal("Stopping; once more to break off.") as asked:
@@ -131,6 +131,11 @@ def train(context: click.Context, /, pairs: str, as_json: bool, **options: Any) 
         raise
     if is_main_process():
         _report(trained, as_json)
+
+
+def _published(words: Sequence[str]) -> str:
+    """The command as a model card shows it, which others read: of a path from the root, its last part."""
+    return shlex.join(["genarm", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
 def _settings(options: Mapping[str, Any]) -> Any:
