@@ -81,7 +81,7 @@ def _base_model() -> str:
     return str(Path(folders[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf") if folders else ""
 
 
-METHODS = ("base", "genarm", "best-of-n", "args", "dpo", "weak", "two-arms", "soups", "dpo-soups")
+METHODS = ("base", "genarm", "relative", "best-of-n", "args", "dpo", "weak", "two-arms", "soups", "dpo-soups")
 Needs = Sequence[tuple[str, str]]
 """ARMs, and files that their folders must hold."""
 
@@ -94,6 +94,7 @@ def _methods(methods: Methods, plan: Plan) -> list[tuple[str, Needs, Callable[[]
     runs: list[tuple[Needs, Callable[[], list[Point]]]] = [
         ([], methods.base),
         ([positive], lambda: methods.genarm("positive", plan.genarm, "GenARM")),
+        ([positive], lambda: methods.relative("GenARM − base")),
         ([positive_pairs], methods.best_of_n),
         ([positive_pairs], methods.args),
         ([positive_pairs], methods.dpo),

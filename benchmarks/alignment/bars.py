@@ -24,17 +24,19 @@ class Bars:
 
     def all(self) -> list[dict[str, Any]]:
         """Every bar: its name, its figures, and whether it is cleared; None where nothing could be compared."""
-        return [self.args(), self.best_of_n(), self.dpo(), self.weak(), self.soup("ARMs"), self.soup("DPO")]
+        dpo = [self.dpo("GenARM"), self.dpo("GenARM − base")]
+        return [self.args(), self.best_of_n(), *dpo, self.weak(), self.soup("ARMs"), self.soup("DPO")]
 
     def args(self) -> dict[str, Any]:
         """Above ARGS at the KL of each of its points."""
         found = [one for method in ("ARGS-greedy", "ARGS-stochastic") for one in self._at_cost_of(method)]
         return _bar("above ARGS at equal KL", found, [one["difference"]["value"] > 0 for one in found])
 
-    def dpo(self) -> dict[str, Any]:
+    def dpo(self, method: str) -> dict[str, Any]:
         """At least 0.9 of DPO's gain at the KL of each of its points."""
-        found = self._at_cost_of("DPO")
-        return _bar("at least 0.9 of DPO's gain at equal KL", found, [one["ratio"]["value"] >= 0.9 for one in found])
+        found = self._at_cost_of("DPO", method)
+        name = f"{method}: at least 0.9 of DPO's gain at equal KL"
+        return _bar(name, found, [one["ratio"]["value"] >= 0.9 for one in found])
 
     def best_of_n(self) -> dict[str, Any]:
         """Above best-of-n that runs as many tokens: what both reach at most within that compute.
@@ -71,11 +73,12 @@ class Bars:
         name = f"a larger hypervolume than Rewarded Soups of {kind}"
         return _bar(name, found, [one["difference"]["value"] > 0 for one in found])
 
-    def _at_cost_of(self, method: str) -> Figures:
-        if not {"GenARM", method} <= self.points.keys():
+    def _at_cost_of(self, peer: str, method: str = "GenARM") -> Figures:
+        if not {method, peer} <= self.points.keys():
             return []
-        ours, theirs = self._front("GenARM", "kl"), self._front(method, "kl")
-        return compare(ours, theirs, theirs, self._labels(method))
+        ours, theirs = self._front(method, "kl"), self._front(peer, "kl")
+        prefix = "" if method == "GenARM" else f"{method} at "
+        return compare(ours, theirs, theirs, [prefix + label for label in self._labels(peer)])
 
     def _front(self, method: str, cost: str) -> Front:
         return Front(self.base, self.points[method], JUDGE, cost, self.bootstrap)

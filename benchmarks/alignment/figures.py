@@ -12,6 +12,7 @@ from benchmarks.alignment.evaluation import Bootstrap, Point, estimate, objectiv
 Figures = Sequence[Mapping[str, Any]]
 STYLES = {
     "GenARM": ("#1f5fbf", "o"),
+    "GenARM − base": ("#123a75", "X"),
     "weak-to-strong": ("#5fa8e8", "s"),
     "DPO": ("#c0392b", "D"),
     "ARGS-greedy": ("#2e8b57", "^"),
@@ -58,7 +59,7 @@ def _fronts(figures: Figures, cost: str, label: str, scale: str, path: Path) -> 
     figure, axes = plt.subplots()
     base = next(one for one in figures if one["method"] == "base")
     axes.axhline(base["positive"]["value"], color="black", linewidth=0.8, linestyle=":", label="base")
-    for method in ("GenARM", "weak-to-strong", "DPO", "ARGS-greedy", "ARGS-stochastic", "best-of-n"):
+    for method in ("GenARM", "GenARM − base", "weak-to-strong", "DPO", "ARGS-greedy", "ARGS-stochastic", "best-of-n"):
         own = sorted((one for one in figures if one["method"] == method), key=lambda one: one[cost]["value"])
         if own:
             color, marker = STYLES[method]

@@ -14,7 +14,7 @@ from benchmarks.alignment.evaluation import Point
 from benchmarks.alignment.pairs import HELD_OUT, Pair, Schedule, read_pairs
 from benchmarks.alignment.plan import Plan
 from benchmarks.alignment.prompts import Prompt
-from benchmarks.alignment.sampling import Drawing, Guide, Policy, Sampler
+from benchmarks.alignment.sampling import BASE_AS_ARM, Drawing, Guide, Policy, Sampler
 from models.loading import Description, describe
 from models.rendering import closing_token
 from models.training.encoding import EncodedPair
@@ -78,6 +78,10 @@ class Methods:
         """Guided decoding with one ARM, over its weight."""
         return [self._guided(method, {arm: weight}) for weight in weights]
 
+    def relative(self, method: str) -> list[Point]:
+        """Guided decoding by log π_r − log π_base of `positive`: the base is a second ARM, with the opposite weight."""
+        return [self._guided(method, {"positive": weight, BASE_AS_ARM: -weight}) for weight in self.plan.relative]
+
     def two_arms(self, method: str) -> list[Point]:
         """Guided decoding with both ARMs, over pairs of weights."""
         return [
@@ -87,11 +91,14 @@ class Methods:
 
     def _guided(self, method: str, weights: dict[str, float]) -> Point:
         used = {arm: weight for arm, weight in weights.items() if weight}
-        guides = tuple(Guide(arm, str(self.inputs.arms[arm]), weight) for arm, weight in used.items())
+        guides = tuple(Guide(arm, self._ref(arm), weight) for arm, weight in used.items())
         label = " ".join(f"{arm}={weight:g}" for arm, weight in used.items())
         name = "guided-" + "-".join(f"{arm}{weight:g}" for arm, weight in used.items())
         rows = self.sampler.sample(name, Policy(self.inputs.base, guides), self.prompts, self.drawing)
         return Point(method, label, rows)
+
+    def _ref(self, arm: str) -> str:
+        return self.inputs.base if arm == BASE_AS_ARM else str(self.inputs.arms[arm])
 
     def best_of_n(self) -> list[Point]:
         """The best of n by the reward model, over n."""

@@ -16,6 +16,8 @@ class Plan:
     seed: int = 1
     genarm: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5)
     """Weights w = 1/β."""
+    relative: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
+    """Weights of log π_r − log π_base."""
     weak: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 1.5)
     """Weights of the small ARM."""
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
