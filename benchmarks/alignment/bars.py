@@ -69,7 +69,10 @@ class Bars:
                 hypervolumes(self.points[name], self.base, self.bootstrap) for name in ("two ARMs", f"soups of {kind}")
             )
             volumes = {"our_volume": ours, "their_volume": theirs, "difference": ours - theirs}
-            found = [{"at": "all shares"} | {name: estimate(values).as_json() for name, values in volumes.items()}]
+            found = [
+                {"at": f"soups of {kind}, all shares"}
+                | {name: estimate(values).as_json() for name, values in volumes.items()}
+            ]
         name = f"a larger hypervolume than Rewarded Soups of {kind}"
         return _bar(name, found, [one["difference"]["value"] > 0 for one in found])
 
