@@ -110,7 +110,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_weights_of_an_uninterrupted_trai
 ):
     write_pairs(tmp_path)
     words = ["arm", "train", "pairs.jsonl", "--base", str(models / "base"), "--eval-fraction", "0.2"]
-    words += ["--epochs", "20", "--batch", "4", "--dtype", "float32", "--eval-every", "1"]
+    words += ["--epochs", "10", "--batch", "4", "--dtype", "float32", "--eval-every", "1"]
 
     process = start_genarm(*words, "-o", "stopped")
     said = []
@@ -121,7 +121,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_weights_of_an_uninterrupted_trai
     assert process.wait(60) == 130
     assert len(said) == len(set(said)), said
     assert "Stopping; once more to break off.\n" in said
-    assert "of 80; the same command with --resume goes on" in said[-1]
+    assert "of 40; the same command with --resume goes on" in said[-1]
     assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
 
     refused = genarm(*words, "-o", "stopped")
