@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alignment.bars import Bars
-from benchmarks.alignment.cache import Cache
-from benchmarks.alignment.evaluation import Bootstrap, Point
+from benchmarks.alignment.cache import Cache, Row
+from benchmarks.alignment.evaluation import Bootstrap, Point, accuracy
 from benchmarks.alignment.figures import draw
 from benchmarks.alignment.methods import Inputs, Methods
 from benchmarks.alignment.plan import Plan
@@ -38,6 +38,7 @@ def main() -> None:
     prompts = read_prompts(ROOT / "examples" / "prompts", plan.prompts)
     arms = {"positive": options.positive, "plain": options.plain, "small": options.small}
     methods = Methods(Inputs(options.base, arms), plan, prompts, Cache(options.cache, _Notes()), options.home)
+    held_out = {arm: methods.held_out(arm) for arm, folder in arms.items() if any(folder.glob("*.safetensors"))}
     points: dict[str, list[Point]] = {}
     for name, needs, run in _methods(methods, plan):
         if options.only and name not in (*options.only, "base"):
@@ -47,7 +48,7 @@ def main() -> None:
             continue
         for point in run():
             points.setdefault(point.method, []).append(point)
-        results = report(points, plan, len(prompts))
+        results = report(points, held_out, plan, len(prompts))
         options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         options.output.with_suffix(".md").write_text(markdown(results), encoding="utf-8")
         draw(results["points"], points, Bootstrap(len(prompts), plan.seed), options.figures)
@@ -109,7 +110,9 @@ def _methods(methods: Methods, plan: Plan) -> list[tuple[str, Needs, Callable[[]
     return [(name, needs, run) for name, (needs, run) in zip(METHODS, runs, strict=True)]
 
 
-def report(points: Mapping[str, Sequence[Point]], plan: Plan, prompts: int) -> dict[str, Any]:
+def report(
+    points: Mapping[str, Sequence[Point]], held_out: Mapping[str, Sequence[Row]], plan: Plan, prompts: int
+) -> dict[str, Any]:
     """Everything that results.json holds."""
     bootstrap = Bootstrap(prompts, plan.seed)
     (base,) = points["base"]
@@ -118,6 +121,7 @@ def report(points: Mapping[str, Sequence[Point]], plan: Plan, prompts: int) -> d
         "seed": plan.seed,
         "plan": asdict(plan),
         "interval": f"95 % bootstrap over {prompts} prompts, {len(bootstrap.indices)} resamples",
+        "held_out_pairs": [accuracy(arm, rows, plan.seed) for arm, rows in held_out.items()],
         "bars": Bars(points, bootstrap).all(),
         "points": [point.figures(base, bootstrap) for method in points.values() for point in method],
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, set_seed
@@ -40,7 +40,11 @@ def summed_logprobs(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 def reference_rows(base: Description, pairs: Sequence[EncodedPair]) -> list[dict[str, float]]:
     """What the base says of each pair, once, before training."""
-    model = load_base(base)
+    return pair_rows(load_base(base), pairs)
+
+
+def pair_rows(model: Any, pairs: Sequence[EncodedPair]) -> list[dict[str, float]]:
+    """The summed log-probabilities of both responses of each pair."""
     order = sorted(range(len(pairs)), key=lambda index: pairs[index].tokens)
     rows: list[dict[str, float]] = [{} for _ in pairs]
     for start in range(0, len(order), 2 * MICRO_BATCH):
@@ -54,10 +58,22 @@ def reference_rows(base: Description, pairs: Sequence[EncodedPair]) -> list[dict
 
 def load_base(base: Description, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The base as transformers runs it, frozen."""
+    return load_model(base.backbone.folder, dtype)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """A whole model as transformers runs it, frozen."""
     model = AutoModelForCausalLM.from_pretrained(
-        base.backbone.folder, dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION
+        folder, dtype=dtype, use_safetensors=True, attn_implementation=ATTENTION
     )
     return model.requires_grad_(False)
+
+
+def load_arm(base: Description, folder: Path) -> Any:
+    """An ARM as transformers runs it, frozen: a whole model, or an adapter of the base."""
+    if (folder / "config.json").exists():
+        return load_model(folder)
+    return PeftModel.from_pretrained(load_base(base), folder)
 
 
 def lora(model: Any, schedule: Schedule, task: str) -> Any:

@@ -205,6 +205,18 @@ class Methods:
 
         return self.cache.made(name, [*self._training_key(arm, schedule), share], make)
 
+    def held_out(self, arm: str) -> list[Row]:
+        """What an ARM says of the held-out pairs: the summed log-probabilities of both responses."""
+        folder, prefers = self.inputs.arms[arm], "positive" if arm == "small" else arm
+
+        def rows() -> list[Row]:
+            from benchmarks.alignment.dpo import load_arm, pair_rows
+
+            return pair_rows(load_arm(self.description, folder), self._encoded(prefers, "heldout"))
+
+        key = [self.sampler.digest(str(folder)), digest_of(self.inputs.pairs(prefers, "heldout")), self.plan.pairs]
+        return self.cache.rows(f"held-out-{arm}", key, rows)
+
     def _pairs(self, arm: str, part: str) -> list[Pair]:
         return [Pair(pair) for pair in self._encoded(arm, part)]
 

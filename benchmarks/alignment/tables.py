@@ -14,7 +14,14 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"`{results['commit'][:12]}`."
     )
     comparisons = [_comparisons(results)] if any(bar["figures"] for bar in results["bars"]) else []
-    return "\n\n".join([about, _bars(results), *comparisons, _points(results)]) + "\n"
+    return "\n\n".join([about, _pairs(results), _bars(results), *comparisons, _points(results)]) + "\n"
+
+
+def _pairs(results: Mapping[str, Any]) -> str:
+    lines = ["| ARM | held-out pairs | told apart | at least 0.75 |", "| --- | ---: | ---: | --- |"]
+    for one in results["held_out_pairs"]:
+        lines.append(f"| {one['arm']} | {one['n']} | {_estimate(one['accuracy'])} | {VERDICTS[one['met']]} |")
+    return "\n".join(lines)
 
 
 def _bars(results: Mapping[str, Any]) -> str:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from benchmarks.alignment.bars import Bars
-from benchmarks.alignment.evaluation import Bootstrap, Front, Point, compare, estimate, hypervolumes, objectives
+from benchmarks.alignment.evaluation import (
+    Bootstrap,
+    Front,
+    Point,
+    accuracy,
+    compare,
+    estimate,
+    hypervolumes,
+    objectives,
+)
 from benchmarks.alignment.judges import distinct_2, plain, positive, variety
 
 PROMPTS = 40
@@ -99,6 +108,15 @@ def test_the_hypervolume_counts_what_beats_the_base_in_both_objectives(point, bo
 
     assert objectives(front[0], base, bootstrap)[:, 0] == pytest.approx([2.0, 1.0])
     assert hypervolumes(front, base, bootstrap)[0] == pytest.approx(2 * 1 + 1 * 2)
+
+
+@pytest.mark.parametrize(("right", "is_met"), [(3, True), (2, False)])
+def test_an_arm_is_held_to_three_quarters_of_its_held_out_pairs(right, is_met):
+    rows = [{"chosen": -10.0, "rejected": -11.0}] * right + [{"chosen": -11.0, "rejected": -11.0}] * (4 - right)
+
+    found = accuracy("plain", rows, seed=1)
+
+    assert (found["n"], found["accuracy"]["value"], found["met"]) == (4, right / 4, is_met)
 
 
 @pytest.mark.parametrize(("gain", "is_met"), [(0.46, True), (0.44, False)])

@@ -17,11 +17,14 @@ def test_bars_comparisons_and_points_are_shown():
         {"bar": "above ARGS", "met": False, "figures": []},
         {"bar": "above best-of-n", "met": None, "figures": []},
     ]
+    held_out = [{"arm": "plain", "n": 16, "accuracy": estimate(0.75), "met": True}]
     results = {"commit": "0123456789abcdef", "seed": 1, "interval": "95 %", "bars": bars, "points": [point]}
+    results |= {"held_out_pairs": held_out}
 
     text = markdown(results)
 
     assert "n = 40 prompts; 95 %, seed 1; made by commit `0123456789ab`." in text
+    assert "| plain | 16 | 0.750 (0.625 to 0.875) | cleared |" in text
     assert "| at least 0.9 of DPO | cleared |" in text
     assert "| above ARGS | **missed** |" in text
     assert "| above best-of-n | not run |" in text
