@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alignment.bars import Bars
+from benchmarks.alignment.bars import Bars, accuracy
 from benchmarks.alignment.cache import Cache, Row
-from benchmarks.alignment.evaluation import Bootstrap, Point, accuracy
+from benchmarks.alignment.evaluation import Bootstrap, Point
 from benchmarks.alignment.figures import draw
 from benchmarks.alignment.methods import Inputs, Methods
 from benchmarks.alignment.plan import Plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.alignment.args_decoding import ArgsDecoder, ArgsSettings
 from benchmarks.alignment.cache import Cache, Row, digest_of
-from benchmarks.alignment.dpo import load_base
+from benchmarks.alignment.loading import load_base
 from benchmarks.alignment.prompts import Prompt
 from benchmarks.alignment.reward_model import HEAD, load_reward_model
 from benchmarks.alignment.sampling import Drawing, Sampler

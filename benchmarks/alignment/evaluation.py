@@ -18,8 +18,6 @@ from worker.report.front import hypervolume
 
 Values = NDArray[np.float64]
 RESAMPLES = 2000
-LEAST_ACCURACY = 0.75
-"""Of a shipped ARM on held-out pairs."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +148,6 @@ def compare(ours: Front, theirs: Front, at: Front, labels: Sequence[str]) -> lis
             }
         )
     return found
-
-
-def accuracy(arm: str, rows: Sequence[Row], seed: int) -> dict[str, Any]:
-    """The share of held-out pairs whose chosen response has the higher reward; the bar is three quarters."""
-    right = np.array([row["chosen"] > row["rejected"] for row in rows], dtype=np.float64)
-    share = estimate(Bootstrap(len(rows), seed).means(right))
-    return {"arm": arm, "n": len(rows), "accuracy": share.as_json(), "met": share.value >= LEAST_ACCURACY}
 
 
 def objectives(point: Point, base: Point, bootstrap: Bootstrap) -> Values:

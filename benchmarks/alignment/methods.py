@@ -210,7 +210,8 @@ class Methods:
         folder, prefers = self.inputs.arms[arm], "positive" if arm == "small" else arm
 
         def rows() -> list[Row]:
-            from benchmarks.alignment.dpo import load_arm, pair_rows
+            from benchmarks.alignment.dpo import pair_rows
+            from benchmarks.alignment.loading import load_arm
 
             return pair_rows(load_arm(self.description, folder), self._encoded(prefers, "heldout"))
 

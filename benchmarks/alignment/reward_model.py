@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, set_seed
 
-from benchmarks.alignment.dpo import ATTENTION, lora
+from benchmarks.alignment.dpo import lora
+from benchmarks.alignment.loading import ATTENTION
 from benchmarks.alignment.pairs import HELD_OUT, Pair, PairTrainer, Schedule, train
 from models.loading import Description
 

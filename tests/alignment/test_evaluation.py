@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from benchmarks.alignment.bars import Bars
+from benchmarks.alignment.bars import Bars, accuracy
 from benchmarks.alignment.evaluation import (
     Bootstrap,
     Front,
     Point,
-    accuracy,
     compare,
     estimate,
     hypervolumes,
