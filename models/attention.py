@@ -90,11 +90,14 @@ class ShapeProbe:
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
     devices: dict[int, torch.device] = field(default_factory=dict)
+    dtypes: set[torch.dtype] = field(default_factory=set)
+    """Of queries, keys and values."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         """See AttentionStep.attend."""
         self.devices[layer] = key.device
+        self.dtypes |= {query.dtype, key.dtype, value.dtype}
         self.shapes[layer] = LayerShape(key.shape[1], key.shape[2], value.shape[2])
         return query.new_zeros(query.shape[0], query.shape[1], value.shape[2])

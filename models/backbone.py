@@ -30,7 +30,8 @@ class Backbone:
         static: run decodes in static shapes, on CUDA as graphs; not with the kernels, which need none.
 
     Raises:
-        UnsupportedModelError: not every layer of the model goes through our attention, or the budget holds no block.
+        UnsupportedModelError: not every layer of the model goes through our attention, or in another dtype than the
+            weights', or the budget holds no block.
     """
 
     def __init__(
@@ -80,6 +81,9 @@ class Backbone:
             raise UnsupportedModelError(
                 f"{self.ref}: has layers without plain attention, which genarm does not support"
             )
+        if probe.dtypes != {self.dtype}:
+            names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in probe.dtypes | {self.dtype}))
+            raise UnsupportedModelError(f"{self.ref}: its layers compute in {names} at once; give the dtype float32")
         return probe
 
     def _run_model(self, ids: Tensor, positions: Tensor, keep: Tensor, attention: AttentionStep) -> Tensor:

@@ -158,9 +158,44 @@ static void soften(Tile *t, int r, int64_t start, int64_t value_dim, int64_t win
     t->total[r] += sum_lanes(sum);
 }
 
-/* Queries first..first+rows−1 of a chunk and key head, where a chunk's queries go token by token, head by head. */
-static void attend_tile(const Step *s, const Chunk *chunk, int64_t head, int64_t first, int rows, Tile *t) {
-    int64_t key_dim = s->key_dim, value_dim = s->value_dim;
+/* A tile's work: queries first..first+rows−1 of a chunk and key head, where a chunk's queries go token by token, head by
+ * head. */
+typedef struct {
+    const Chunk *chunk; /* NULL: there is no tile */
+    int64_t head, first;
+    int rows;
+} Work;
+
+/* The tile of a chunk with this number. */
+INLINE Work work_of(const Step *s, const Chunk *chunk, int64_t number) {
+    int64_t first = number / s->heads * MOST_QUERIES, left = chunk->count * s->group - first;
+    return (Work){chunk, number % s->heads, first, left < MOST_QUERIES ? (int)left : MOST_QUERIES};
+}
+
+/* Where the span of the first token starts that a tile sees. */
+INLINE int64_t first_span(const Step *s, const Work *w) {
+    int64_t seen = s->window ? w->chunk->position + w->first / s->group - s->window + 1 : 0;
+    return seen > 0 ? seen / SPAN * SPAN : 0;
+}
+
+INLINE int64_t end_of(const Step *s, const Work *w) {
+    return w->chunk->position + (w->first + w->rows - 1) / s->group + 1;
+}
+
+/* Asks memory for a head's keys or values in a span, `size` elements a block: blocks lie apart, so that the hardware does not
+ * foresee the next one. */
+static void prefetch_span(const Step *s, const Work *w, const elem *layer, int64_t size, int64_t start) {
+    int64_t end = end_of(s, w);
+    for (int64_t at = start; at < end && at < start + SPAN; at += LANES) {
+        const elem *from = layer + (w->chunk->table[at / LANES] * s->heads + w->head) * size;
+        for (int64_t d = 0; d < size; d += 64 / sizeof(elem)) __builtin_prefetch(from + d);
+    }
+}
+
+static void attend_tile(const Step *s, const Work *w, Tile *t) {
+    const Chunk *chunk = w->chunk;
+    int64_t key_dim = s->key_dim, value_dim = s->value_dim, head = w->head, first = w->first;
+    int rows = w->rows;
     for (int r = 0; r < rows; r++) {
         int64_t token = (first + r) / s->group, query_head = head * s->group + (first + r) % s->group;
         const elem *query =
@@ -172,8 +207,8 @@ static void attend_tile(const Step *s, const Chunk *chunk, int64_t head, int64_t
         t->most[r] = -INFINITY;
         t->positions[r] = chunk->position + token;
     }
-    int64_t end = t->positions[rows - 1] + 1, seen = s->window ? t->positions[0] - s->window + 1 : 0;
-    for (int64_t start = seen > 0 ? seen / SPAN * SPAN : 0; start < end; start += SPAN) {
+    int64_t end = end_of(s, w);
+    for (int64_t start = first_span(s, w); start < end; start += SPAN) {
         const elem *keys[SPAN_BLOCKS], *values[SPAN_BLOCKS];
         for (int v = 0; v < SPAN_BLOCKS; v++) {
             int64_t at = start / LANES + v; /* past the end any block will do: its tokens are not seen */
@@ -181,6 +216,8 @@ static void attend_tile(const Step *s, const Chunk *chunk, int64_t head, int64_t
             keys[v] = s->keys + block * key_dim * LANES;
             values[v] = s->values + block * value_dim * LANES;
         }
+        prefetch_span(s, w, s->values, value_dim * LANES, start);
+        prefetch_span(s, w, s->keys, key_dim * LANES, start + SPAN);
         score_span(t, keys, key_dim / STEP, rows);
         for (int r = 0; r < rows; r++) soften(t, r, start, value_dim, s->window, s->scaling);
         weigh_span(t, values, end - start < SPAN ? end - start : SPAN, value_dim, rows);
@@ -199,26 +236,26 @@ static void attend_tile(const Step *s, const Chunk *chunk, int64_t head, int64_t
 
 /* Writes the step's keys and values to the cache, then attends. */
 void attend(const Step *s, int threads) {
-    int64_t next = 0;
+    int64_t taken = 0; /* tiles */
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic, 8)
         for (int64_t i = 0; i < s->chunk_count * s->heads; i++) write_chunk(s, s->chunks + i / s->heads, i % s->heads);
         Tile tile;
-        int64_t chunk = 0, before = 0, mine; /* tiles before the chunk */
-        while (1) {
+        Work now, next = {0};
+        int64_t chunk = 0, before = 0; /* tiles before the chunk */
+        do { /* a tile's first keys come while the one before it is computed */
+            int64_t mine, tiles = 0;
 #pragma omp atomic capture
-            mine = next++;
-            int64_t tiles = 0;
+            mine = taken++;
             for (; chunk < s->chunk_count; chunk++, before += tiles) {
                 tiles = s->heads * ((s->chunks[chunk].count * s->group + MOST_QUERIES - 1) / MOST_QUERIES);
                 if (mine < before + tiles) break;
             }
-            if (chunk == s->chunk_count) break;
-            int64_t first = (mine - before) / s->heads * MOST_QUERIES;
-            int64_t rows = s->chunks[chunk].count * s->group - first;
-            attend_tile(s, s->chunks + chunk, (mine - before) % s->heads, first,
-                        rows < MOST_QUERIES ? (int)rows : MOST_QUERIES, &tile);
-        }
+            now = next;
+            next = chunk < s->chunk_count ? work_of(s, s->chunks + chunk, mine - before) : (Work){0};
+            if (next.chunk) prefetch_span(s, &next, s->keys, s->key_dim * LANES, first_span(s, &next));
+            if (now.chunk) attend_tile(s, &now, &tile);
+        } while (next.chunk);
     }
 }

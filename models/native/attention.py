@@ -73,7 +73,4 @@ class NativeAttention:
     ) -> Tensor:
         """See AttentionStep.attend."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        query, key, value = (
-            states if states.stride(-1) == 1 else states.contiguous() for states in (query, key, value)
-        )
         return self.cache.kernels.attend(query, key, value, keys, values, self.chunks, scaling, window)

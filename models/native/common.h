@@ -42,7 +42,7 @@ INLINE float max_lanes(f32x16 v) {
     return most;
 }
 
-/* e^x within 2 units in the last place; 0 below −87, e^88 above 88. Cody-Waite reduction and a minimax polynomial. */
+/* e^x within 2 units in the last place; 0 below −87, e^88 above 88, NaN of NaN. Cody-Waite reduction and a minimax polynomial. */
 INLINE f32x16 exp16(f32x16 x) {
     const float magic = 12582912.0f; /* 1.5 · 2^23: adding it rounds to an integer */
     x = select16(x > 88.0f, splat(88.0f), x);
@@ -59,7 +59,7 @@ INLINE f32x16 exp16(f32x16 x) {
     p = p * r * r + r + 1.0f;
     i32x16 power = ((i32x16)shifted - (i32x16)splat(magic)) << 23;
     f32x16 result = (f32x16)((i32x16)p + power);
-    return select16(x > -87.0f, result, (f32x16){0});
+    return select16(x == x, select16(x > -87.0f, result, (f32x16){0}), x);
 }
 
 #ifdef BFLOAT16
@@ -122,12 +122,17 @@ INLINE f32x16 dot(f32x16 acc, u32x16 a, u32x16 b) { return acc + (f32x16)a * (f3
 
 /* The first n <= 16 elements; the other lanes are 0. */
 INLINE f32x16 load_some(const elem *from, int n) {
+    if (n == LANES) return load16(from);
     elem full[LANES] = {0};
     memcpy(full, from, n * sizeof(elem));
     return load16(full);
 }
 
 INLINE void store_some(elem *to, f32x16 v, int n) {
+    if (n == LANES) {
+        store16(to, v);
+        return;
+    }
     elem full[LANES];
     store16(full, v);
     memcpy(to, full, n * sizeof(elem));

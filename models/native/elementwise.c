@@ -1,4 +1,10 @@
-/* Normalisation and activation, each in one pass, rounded where transformers' separate operations round. */
+/* Normalisation, activation and rotation, each in one pass, rounded where transformers' separate operations round: products
+ * are not fused with sums here. */
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
 #include "common.h"
 
 /* Root mean square normalisation (arXiv 1910.07467): out = weight · round(input / √(mean(input²) + ε)). */
@@ -18,8 +24,7 @@ void rms_norm(const elem *input, const elem *weight, elem *out, int64_t rows, in
         float scale = 1.0f / sqrtf(sum / (float)dim + epsilon);
         for (d = 0; d < dim; d += LANES) {
             int n = dim - d < LANES ? (int)(dim - d) : LANES;
-            if (n == LANES) store16(to + d, load16(weight + d) * rounded16(load16(from + d) * scale));
-            else store_some(to + d, load_some(weight + d, n) * rounded16(load_some(from + d, n) * scale), n);
+            store_some(to + d, load_some(weight + d, n) * rounded16(load_some(from + d, n) * scale), n);
         }
     }
 }
@@ -31,10 +36,39 @@ void silu_mul(const elem *gate, const elem *up, elem *out, int64_t count, int th
     for (int64_t v = 0; v < vectors; v++) {
         int64_t at = v * LANES;
         int n = count - at < LANES ? (int)(count - at) : LANES;
-        f32x16 g = n == LANES ? load16(gate + at) : load_some(gate + at, n);
-        f32x16 u = n == LANES ? load16(up + at) : load_some(up + at, n);
+        f32x16 g = load_some(gate + at, n), u = load_some(up + at, n);
         f32x16 active = rounded16(g / (1.0f + exp16(-g)));
-        if (n == LANES) store16(out + at, active * u);
-        else store_some(out + at, active * u, n);
+        store_some(out + at, active * u, n);
+    }
+}
+
+typedef struct {
+    const elem *states;
+    int64_t strides[2]; /* per token and per head */
+    elem *out;          /* [tokens, heads, dim], dense */
+    int64_t heads;
+} Rotated;
+
+/* Rotary positions (arXiv 2104.09864), the halves of a head against each other, for `count` tensors of the same tokens.
+ * cos and sin are [tokens, dim]. */
+void rotate(const Rotated *tensors, int64_t count, const elem *cos, const elem *sin, int64_t tokens, int64_t dim,
+            int threads) {
+    int64_t half = dim / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t token = 0; token < tokens; token++) {
+        const elem *c = cos + token * dim, *s = sin + token * dim;
+        for (const Rotated *t = tensors; t < tensors + count; t++)
+            for (int64_t head = 0; head < t->heads; head++) {
+                const elem *from = t->states + token * t->strides[0] + head * t->strides[1];
+                elem *to = t->out + (token * t->heads + head) * dim;
+                for (int64_t d = 0; d < half; d += LANES) {
+                    int n = half - d < LANES ? (int)(half - d) : LANES;
+                    f32x16 a = load_some(from + d, n), b = load_some(from + half + d, n);
+                    f32x16 ca = load_some(c + d, n), cb = load_some(c + half + d, n);
+                    f32x16 sa = load_some(s + d, n), sb = load_some(s + half + d, n);
+                    store_some(to + d, rounded16(a * ca) + rounded16(-b * sa), n);
+                    store_some(to + half + d, rounded16(b * cb) + rounded16(a * sb), n);
+                }
+            }
     }
 }

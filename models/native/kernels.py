@@ -30,6 +30,10 @@ class _Step(Structure):
     ]  # fmt: skip
 
 
+class _Rotated(Structure):
+    _fields_ = [("states", c_void_p), ("strides", c_int64 * 2), ("out", c_void_p), ("heads", c_int64)]
+
+
 class _Update(Structure):
     _fields_ = [
         ("first", c_int64), ("rows", c_int64), ("rank", c_int64),
@@ -91,6 +95,10 @@ def kernels_for(device: torch.device, dtype: torch.dtype) -> "Kernels | None":
     return None if loaded is None else Kernels(loaded, dtype)
 
 
+def _dense_heads(states: Tensor) -> Tensor:
+    return states if states.stride(-1) == 1 else states.contiguous()
+
+
 class Kernels:
     """The compiled library for one dtype; every function runs on as many threads as PyTorch would."""
 
@@ -105,6 +113,7 @@ class Kernels:
         loaded.low_rank.argtypes = [pointer] * 6 + [POINTER(_Update)] + [size] * 4 + [c_int]
         loaded.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [c_float, c_int]
         loaded.silu_mul.argtypes = [pointer] * 3 + [size, c_int]
+        loaded.rotate.argtypes = [POINTER(_Rotated), size, pointer, pointer, size, size, c_int]
         loaded.attend.argtypes = [POINTER(_Step), c_int]
         loaded.draw.argtypes = [POINTER(_Draws), c_int]
         loaded.score.argtypes = [pointer, size, size, pointer, size, pointer, c_int]
@@ -117,26 +126,21 @@ class Kernels:
         self._library.pack(weight.data_ptr(), features, inner, panels.data_ptr())
         return PackedWeight(panels, features, inner)
 
-    def linear(self, states: Tensor, weight: PackedWeight, bias: Tensor | None, wide: bool) -> Tensor:
-        """states · weightᵀ + bias.
+    def linear(self, states: Tensor, weight: PackedWeight, bias: Tensor | None, out: Tensor) -> None:
+        """out = states · weightᵀ + bias.
 
         Args:
             states: [..., inner].
             bias: float32 [features].
-            wide: give float32 instead of the dtype.
-
-        Returns:
-            [..., features].
+            out: [..., features], dense; of the dtype, or float32.
         """
         states = states.contiguous()
-        rows = states.numel() // weight.inner
-        out = states.new_empty((*states.shape[:-1], weight.features), dtype=torch.float32 if wide else self.dtype)
+        rows, wide = states.numel() // weight.inner, out.dtype == torch.float32
         scratch = torch.empty_like(states)
         self._library.linear(
             states.data_ptr(), weight.panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
             scratch.data_ptr(), rows, weight.inner, weight.features, wide, torch.get_num_threads(),
         )  # fmt: skip
-        return out
 
     def add_low_rank(self, states: Tensor, out: Tensor, segments: Sequence[LowRankSegment]) -> None:
         """Add scaling · states · Aᵀ · Bᵀ to the rows of each segment.
@@ -177,6 +181,30 @@ class Kernels:
         self._library.silu_mul(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), torch.get_num_threads())
         return out
 
+    def rotate(self, tensors: Sequence[Tensor], cos: Tensor, sin: Tensor) -> list[Tensor]:
+        """Rotary positions of queries and keys: states · cos + (−second half, first half) · sin.
+
+        Args:
+            tensors: [tokens, heads, dim] each, dim even.
+            cos, sin: [tokens, dim], dense.
+
+        Returns:
+            The same shapes, dense.
+        """
+        tokens, dim = cos.shape
+        tensors = [_dense_heads(states) for states in tensors]
+        outs = [states.new_empty(states.shape) for states in tensors]
+        rotated = (_Rotated * len(outs))(
+            *(
+                _Rotated(states.data_ptr(), states.stride()[:2], out.data_ptr(), states.shape[1])
+                for states, out in zip(tensors, outs, strict=True)
+            )
+        )
+        self._library.rotate(
+            rotated, len(outs), cos.data_ptr(), sin.data_ptr(), tokens, dim, torch.get_num_threads()
+        )  # fmt: skip
+        return outs
+
     def attend(
         self,
         query: Tensor,
@@ -191,14 +219,14 @@ class Kernels:
         """Write a step's keys and values to a layer's cache, and attend over it.
 
         Args:
-            query: [tokens, query_heads, key_dim]; key: [tokens, heads, key_dim]; value: [tokens, heads, value_dim]; the
-                last dimension of each dense.
+            query: [tokens, query_heads, key_dim]; key: [tokens, heads, key_dim]; value: [tokens, heads, value_dim].
             keys, values: the layer's cache, in the layout of attention.c.
             chunks: first token, count, position, address of the block table; int64 [chunks, 4].
 
         Returns:
             [tokens, query_heads, value_dim].
         """
+        query, key, value = _dense_heads(query), _dense_heads(key), _dense_heads(value)
         tokens, query_heads, key_dim = query.shape
         heads, value_dim = value.shape[1:]
         out = query.new_empty(tokens, query_heads, value_dim)

@@ -60,6 +60,9 @@ INLINE void tile(const Product *p, int64_t row, int64_t panel, const int rows, c
         u32x16 b[8];
 #pragma GCC unroll 8
         for (int v = 0; v < 2 * panels; v++) b[v] = load_steps(weight + v / 2 * panel_size + v % 2 * LANES * STEP);
+        /* While several rows use this panel, memory can bring the next one. Asking past the last one is harmless. */
+        if (panels == 1)
+            for (int v = 0; v < 2; v++) __builtin_prefetch(weight + panel_size + v * LANES * STEP, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
             u32x16 a = splat_step(input + r * STEP);

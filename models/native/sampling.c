@@ -1,7 +1,10 @@
-/* The combined distribution of GenARM, and a draw from it, in one pass over the logits of a row; and scores of given tokens.
+/* The combined distribution of GenARM, and a draw from it; and scores of given tokens.
  *
  * log π(y) = −log Z + log π_base(y) + Σ_i w_i · log π_r,i(y); every log-softmax subtracts a constant from its row, so logits
  * are added, and only reported values are normalised. Logits are float32 in both builds of the library.
+ *
+ * A row's logits are read twice: to combine them and find the maxima, and for the sums of exponentials. At temperature 1 what
+ * these sum are the weights to draw by. A row that has a NaN has no distribution: sums of exponentials keep it.
  */
 #include "common.h"
 #include <stdlib.h>
@@ -38,8 +41,9 @@ static float maximum(const float *values, int64_t count) {
     return max_lanes(most);
 }
 
-/* Σ exp(values − most) block by block, in double; weights, if wanted, go to `out` (padded with zeros). */
-static double sum_exp(const float *values, int64_t count, float most, float rate, float *out) {
+/* Σ exp((values − most) · rate) block by block, in double. What is summed goes to `out` (padded with zeros), and each block's
+ * sum to `sums`, if they are wanted. */
+static double sum_exp(const float *values, int64_t count, float most, float rate, float *out, double *sums) {
     double sum = 0;
     for (int64_t start = 0; start < count; start += BLOCK) {
         f32x16 part = {0};
@@ -49,27 +53,48 @@ static double sum_exp(const float *values, int64_t count, float most, float rate
             if (out) memcpy(out + i, &e, 64);
             part += e;
         }
-        sum += sum_lanes(part);
+        double block = sum_lanes(part);
+        if (sums) sums[start / BLOCK] = block;
+        sum += block;
     }
     return sum;
 }
 
-static double log_softmax_at(const float *logits, int64_t size, int64_t token) {
-    float most = maximum(logits, size);
-    return (double)logits[token] - most - log(sum_exp(logits, size, most, 1.0f, NULL));
+/* The most of a row's scores and of each model's logits; then the logs of their sums of exponentials. */
+typedef struct {
+    float most;
+    double log_sum;
+} Normaliser;
+
+INLINE double log_softmax(const float *logits, Normaliser n, int64_t token) {
+    return (double)logits[token] - n.most - n.log_sum;
 }
 
-/* Scores of a row, unnormalised log π; −inf where a model lacks the token. */
-static void combine(const Draws *d, int64_t row, float *scores) {
+/* Scores of a row, unnormalised log π, −inf where a model lacks the token; and the maxima of them and of the models. */
+static void combine(const Draws *d, int64_t row, float *scores, Normaliser *of_scores, Normaliser *of_models) {
     const float *const *logits = d->logits + row * d->models;
     const float *weights = d->weights + row * d->models;
+    f32x16 most_score = splat(-INFINITY), most[d->models];
+    for (int64_t m = 0; m < d->models; m++) most[m] = splat(-INFINITY);
     for (int64_t i = 0; i < d->shared; i += LANES) {
         int64_t left = d->shared - i;
-        f32x16 sum = load_floats(logits[0] + i, left, 0);
-        for (int64_t m = 1; m < d->models; m++) sum += load_floats(logits[m] + i, left, 0) * weights[m];
+        f32x16 sum = load_floats(logits[0] + i, left, -INFINITY);
+        most[0] = max16(most[0], sum);
+        for (int64_t m = 1; m < d->models; m++) {
+            f32x16 v = load_floats(logits[m] + i, left, -INFINITY);
+            most[m] = max16(most[m], v);
+            sum += v * weights[m];
+        }
         memcpy(scores + i, &sum, left < LANES ? left * sizeof(float) : 64);
+        most_score = max16(most_score, left < LANES ? load_floats(scores + i, left, -INFINITY) : sum);
+    }
+    of_scores->most = max_lanes(most_score);
+    for (int64_t m = 0; m < d->models; m++) {
+        float shared = max_lanes(most[m]), rest = maximum(logits[m] + d->shared, d->sizes[m] - d->shared);
+        of_models[m].most = shared > rest ? shared : rest;
     }
     for (int64_t e = 0; e < d->excluded_count; e++) scores[d->excluded[e]] = -INFINITY;
+    if (d->excluded_count) of_scores->most = maximum(scores, d->shared);
 }
 
 static int64_t first_at_maximum(const float *values, int64_t count, float most) {
@@ -133,35 +158,38 @@ static void keep_heaviest(float *weights, int64_t count, int64_t most, double ma
     free(counts);
 }
 
-/* Of up to BLOCK weights, or of all of them block by block. */
-static double sum_of(const float *weights, int64_t count) {
+/* Sums of weights by block, and of all. */
+static double sum_blocks(const float *weights, int64_t count, double *sums) {
     double sum = 0;
     for (int64_t start = 0; start < count; start += BLOCK) {
         f32x16 part = {0};
         int64_t end = start + BLOCK < count ? start + BLOCK : count;
         for (int64_t i = start; i < end; i += LANES) part += load_floats(weights + i, end - i, 0);
-        sum += sum_lanes(part);
+        sum += sums[start / BLOCK] = sum_lanes(part);
     }
     return sum;
 }
 
-/* Top-k, then top-p of what that left, then min-p; the heaviest weight is 1. */
-static void filter(float *weights, int64_t count, const Sampling *s) {
-    if (s->top_k && s->top_k < count) keep_heaviest(weights, count, s->top_k, INFINITY);
-    if (s->top_p < 1) keep_heaviest(weights, count, count, s->top_p * sum_of(weights, count));
+/* Top-k, then top-p of what that left, then min-p; the heaviest weight is 1. Returns the sum of what is left. */
+static double filter(float *weights, int64_t count, const Sampling *s, double sum, double *sums) {
+    if (s->top_k && s->top_k < count) {
+        keep_heaviest(weights, count, s->top_k, INFINITY);
+        sum = sum_blocks(weights, count, sums);
+    }
+    if (s->top_p < 1) keep_heaviest(weights, count, count, s->top_p * sum);
     if (s->min_p > 0)
         for (int64_t i = 0; i < count; i++)
             if (weights[i] < s->min_p) weights[i] = 0;
+    return s->top_p < 1 || s->min_p > 0 ? sum_blocks(weights, count, sums) : sum;
 }
 
 /* The first token at which the cumulative weight exceeds uniform · total; with rounding, the last that has a weight. */
-static int64_t inverse_cdf(const float *weights, int64_t count, double uniform) {
-    double target = uniform * sum_of(weights, count), before = 0;
+static int64_t inverse_cdf(const float *weights, int64_t count, double uniform, double total, const double *sums) {
+    double target = uniform * total, before = 0;
     int64_t start = 0, last = -1;
     for (; start + BLOCK < count; start += BLOCK) {
-        double sum = sum_of(weights + start, BLOCK);
-        if (before + sum > target) break;
-        before += sum;
+        if (before + sums[start / BLOCK] > target) break;
+        before += sums[start / BLOCK];
     }
     for (int64_t i = start; i < count; i++) {
         before += weights[i];
@@ -172,13 +200,41 @@ static int64_t inverse_cdf(const float *weights, int64_t count, double uniform) 
     return last;
 }
 
-static int64_t draw_row(const float *scores, int64_t count, float most, const Sampling *s, float *weights) {
+/* Draws a row's token; `sum`, `weights` and `sums` are those of sum_exp at temperature 1. */
+static int64_t draw_token(const float *scores, int64_t count, float most, const Sampling *s, double sum, float *weights,
+                          double *sums) {
     if (s->temperature == 0) return first_at_maximum(scores, count, most);
-    /* after the subtraction, so that a temperature near 0 gives 0 and −inf */
-    float rate = 1.0f / (s->temperature < 1.17549435e-38f ? 1.17549435e-38f : s->temperature);
-    sum_exp(scores, count, most, rate, weights);
-    filter(weights, count, s);
-    return inverse_cdf(weights, count, s->uniform);
+    if (s->temperature != 1) {
+        /* after the subtraction, so that a temperature near 0 gives 0 and −inf */
+        float rate = 1.0f / (s->temperature < 1.17549435e-38f ? 1.17549435e-38f : s->temperature);
+        sum = sum_exp(scores, count, most, rate, weights, sums);
+    }
+    sum = filter(weights, count, s, sum, sums);
+    return inverse_cdf(weights, count, s->uniform, sum, sums);
+}
+
+/* Draws a token for one row; `own` holds twice `width` floats. */
+static void draw_row(const Draws *d, int64_t row, float *own, int64_t width) {
+    const float *const *logits = d->logits + row * d->models, *scores = logits[0];
+    double *logprobs = d->logprobs + row * (1 + d->models), sums[width / BLOCK + 1];
+    Normaliser of_scores, of_models[d->models];
+    int is_base_alone = d->models == 1 && !d->excluded_count && d->shared == d->sizes[0];
+    d->tokens[row] = -1;
+    if (is_base_alone) of_scores.most = maximum(scores, d->shared);
+    else combine(d, row, own, &of_scores, of_models), scores = own;
+    double sum = sum_exp(scores, d->shared, of_scores.most, 1.0f, own + width, sums);
+    if (!isfinite(of_scores.most) || !isfinite(sum)) return;
+    of_scores.log_sum = log(sum);
+    if (is_base_alone) of_models[0] = of_scores;
+    else
+        for (int64_t m = 0; m < d->models; m++) {
+            of_models[m].log_sum = log(sum_exp(logits[m], d->sizes[m], of_models[m].most, 1.0f, NULL, NULL));
+            if (!isfinite(of_models[m].log_sum)) return;
+        }
+    int64_t token = draw_token(scores, d->shared, of_scores.most, d->sampling + row, sum, own + width, sums);
+    d->tokens[row] = token;
+    logprobs[0] = log_softmax(scores, of_scores, token);
+    for (int64_t m = 0; m < d->models; m++) logprobs[1 + m] = log_softmax(logits[m], of_models[m], token);
 }
 
 /* Draws a token for every row. */
@@ -193,23 +249,7 @@ void draw(const Draws *d, int threads) {
 #endif
         float *own = d->scratch + thread * 2 * width;
 #pragma omp for schedule(dynamic)
-        for (int64_t row = 0; row < d->rows; row++) {
-            const float *const *logits = d->logits + row * d->models;
-            const float *scores = logits[0];
-            if (d->models > 1 || d->excluded_count) {
-                combine(d, row, own);
-                scores = own;
-            }
-            float most = maximum(scores, d->shared);
-            double sum = sum_exp(scores, d->shared, most, 1.0f, NULL);
-            double *logprobs = d->logprobs + row * (1 + d->models);
-            d->tokens[row] = -1;
-            if (!isfinite(most) || !isfinite(sum)) continue;
-            int64_t token = draw_row(scores, d->shared, most, d->sampling + row, own + width);
-            d->tokens[row] = token;
-            logprobs[0] = (double)scores[token] - most - log(sum);
-            for (int64_t m = 0; m < d->models; m++) logprobs[1 + m] = log_softmax_at(logits[m], d->sizes[m], token);
-        }
+        for (int64_t row = 0; row < d->rows; row++) draw_row(d, row, own, width);
     }
 }
 
@@ -217,5 +257,10 @@ void draw(const Draws *d, int threads) {
 void score(const float *logits, int64_t stride, int64_t size, const int64_t *tokens, int64_t rows, double *logprobs,
            int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) logprobs[row] = log_softmax_at(logits + row * stride, size, tokens[row]);
+    for (int64_t row = 0; row < rows; row++) {
+        const float *from = logits + row * stride;
+        Normaliser n = {maximum(from, size), 0};
+        n.log_sum = log(sum_exp(from, size, n.most, 1.0f, NULL, NULL));
+        logprobs[row] = log_softmax(from, n, tokens[row]);
+    }
 }

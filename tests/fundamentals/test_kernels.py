@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from models.attention import LayerShape
 from models.gathered_attention import GatheredCache
 from models.native.attention import NativeCache
-from models.native.kernels import Kernels, LowRankSegment, RowSampling, kernels_for
+from models.native.kernels import Kernels, LowRankSegment, PackedWeight, RowSampling, kernels_for
 from models.packing import pack
 from models.sampling import draw
 from models.sequence import Chunk, Stream
@@ -39,28 +40,33 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def product(kernels: Kernels, states: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(len(states), weight.features, dtype=dtype)
+    kernels.linear(states, weight, bias, out)
+    return out
+
+
 @pytest.mark.parametrize(("inner", "features"), [(2, 1), (48, 31), (64, 32), (130, 97), (576, 192)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear(kernels: Kernels, inner: int, features: int, bias: bool) -> None:
     states, weight = numbers(29, inner, dtype=kernels.dtype), numbers(features, inner, dtype=kernels.dtype, seed=1)
     offset = numbers(features, seed=2) if bias else None
-    found = kernels.linear(states, kernels.pack(weight), offset, wide=False)
+    found = product(kernels, states, kernels.pack(weight), offset, kernels.dtype)
     expected = states.double() @ weight.double().T + (offset.double() if offset is not None else 0)
     assert close(found, expected.to(kernels.dtype))
-    assert torch.allclose(
-        kernels.linear(states, kernels.pack(weight), offset, wide=True).double(), expected, atol=1e-4, rtol=1e-5
-    )
+    wide = product(kernels, states, kernels.pack(weight), offset, torch.float32)
+    assert torch.allclose(wide.double(), expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_linear_does_not_depend_on_other_rows_or_threads(kernels: Kernels, threads: int) -> None:
     states, packed = numbers(67, 96, dtype=kernels.dtype), kernels.pack(numbers(200, 96, seed=1))
-    whole = kernels.linear(states, packed, None, wide=True)
+    whole = product(kernels, states, packed, None, torch.float32)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for count in range(1, 30):
-            part = kernels.linear(states[7 : 7 + count], packed, None, wide=True)
+            part = product(kernels, states[7 : 7 + count], packed, None, torch.float32)
             assert torch.equal(part, whole[7 : 7 + count])
     finally:
         torch.set_num_threads(before)
@@ -93,6 +99,17 @@ def test_silu_mul(kernels: Kernels, count: int) -> None:
     gate, up = numbers(count, dtype=kernels.dtype) * 20, numbers(count, dtype=kernels.dtype, seed=1)
     gate[0] = -200.0
     assert close(kernels.silu_mul(gate, up), silu(gate) * up)
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(3, 64), (1, 12), (2, 40)])
+def test_rotation_equals_transformers(kernels: Kernels, heads: int, dim: int) -> None:
+    """Queries as attention modules view them, keys with a last dimension that is not dense."""
+    query = numbers(5, 2 * heads, dim, dtype=kernels.dtype)
+    key = numbers(5, dim, heads, dtype=kernels.dtype, seed=1).transpose(1, 2)
+    cos, sin = numbers(5, dim, dtype=kernels.dtype, seed=2), numbers(5, dim, dtype=kernels.dtype, seed=3)
+    found = kernels.rotate([query, key], cos, sin)
+    expected = apply_rotary_pos_emb(query, key, cos, sin)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def streams_of(lengths: list[int], seed: int) -> list[Stream]:
@@ -151,6 +168,17 @@ def test_attention_does_not_depend_on_chunks(kernels: Kernels) -> None:
     assert torch.equal(run([7, 50, 33], beside=True), whole)
 
 
+@pytest.mark.parametrize("at", [0, 17, 89])
+def test_attention_keeps_what_is_not_a_number(kernels: Kernels, at: int) -> None:
+    """A broken key spoils the tokens that see it, and no token before."""
+    cache, (stream,) = NativeCache({0: LayerShape(1, 16, 16)}, 256, kernels), streams_of([90], seed=1)
+    query, key, value = (numbers(90, 1, 16, dtype=kernels.dtype, seed=n) for n in range(3))
+    key[at, 0, 3] = torch.nan
+    out = cache.step(pack([Chunk(stream, 90, 0)])).attend(0, query, key, value, 0.25, None)
+    assert out[:at].isfinite().all()
+    assert out[at:].isnan().all()
+
+
 SAMPLING = [
     {"temperature": 0.0},
     {},
@@ -188,6 +216,34 @@ def test_draw_equals_pytorchs(vocab: int, peaked: float) -> None:
         token = tokens[row]
         reported = [one[row].double().log_softmax(0)[token].item() for one in (scores, *logits)]
         assert logprobs[row] == pytest.approx(reported, abs=2e-5)
+
+
+def test_draw_from_the_base_alone_equals_pytorchs() -> None:
+    kernels = kernels_for(CPU, torch.float32)
+    assert kernels is not None
+    logits, rows = numbers(45, 3000) * 4, 45
+    uniforms = np.random.default_rng(1).random(rows).tolist()
+    params = [SamplingParams(**SAMPLING[row % len(SAMPLING)]) for row in range(rows)]
+    sampling = [RowSampling(p.top_k, p.temperature, p.top_p, p.min_p, u) for p, u in zip(params, uniforms, strict=True)]
+    addresses = [[logits.data_ptr() + row * 12000] for row in range(rows)]
+    tokens, logprobs = kernels.draw(addresses, np.ones((rows, 1), np.float32), [3000], 3000, [], sampling)
+    assert tokens == draw(logits, params, uniforms).tolist()
+    expected = logits.double().log_softmax(1)[range(rows), tokens]
+    assert torch.allclose(torch.tensor(logprobs, dtype=torch.float64), expected[:, None].expand(-1, 2), atol=2e-5)
+
+
+@pytest.mark.parametrize("model", [0, 1])
+@pytest.mark.parametrize("at", [0, 15, 38, 40])
+def test_one_logit_that_is_not_a_number_leaves_nothing_to_draw_from(model: int, at: int) -> None:
+    """In the base's or the ARM's logits, also at an id that only the ARM has."""
+    kernels = kernels_for(CPU, torch.float32)
+    assert kernels is not None
+    logits = [torch.zeros(1, 39), torch.zeros(1, 41)]
+    if at < logits[model].shape[1]:
+        logits[model][0, at] = torch.nan
+    how, weights = [RowSampling(0, 1.0, 1.0, 0.0, 0.5)], np.ones((1, 2), np.float32)
+    tokens, _ = kernels.draw([[one.data_ptr() for one in logits]], weights, [39, 41], 39, [], how)
+    assert (tokens == [-1]) == any(bool(one.isnan().any()) for one in logits)
 
 
 def test_draw_says_where_there_is_nothing_to_draw_from() -> None:
