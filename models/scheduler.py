@@ -94,8 +94,9 @@ class Scheduler:
         return plan
 
     def _prefill_budget(self) -> int:
+        """Prompt tokens for each backbone; few where most of the sequences would wait for them to decode on."""
         decodes = sum(sequence.is_decoding for sequence in self.running)
-        if 2 * decodes < self.max_running:
+        if 2 * decodes < min(self.max_running, len(self.running) + len(self.waiting)):
             return self.prefill_tokens
         return min(self.prefill_tokens, max(FEWEST_PREFILL_TOKENS, 2 * decodes))
 

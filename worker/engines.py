@@ -59,6 +59,7 @@ def make_engine(settings: Settings) -> RowEngine:
             dtype=settings.dtype,
             device_map=settings.device_map,
             max_running=settings.max_running,
+            prefill_tokens=settings.prefill_tokens,
             kv_cache_bytes=settings.kv_cache_bytes,
             model_memory_bytes=settings.model_memory_bytes,
             static_decode=None if settings.cuda_graphs else False,

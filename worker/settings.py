@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         "auto", description="Precision for jobs that leave theirs open; auto: bfloat16 where the device supports it."
     )
     max_running: int = Field(64, ge=1, description="Sequences that the engine generates at once.")
+    prefill_tokens: int = Field(
+        512,
+        ge=1,
+        description="Prompt tokens that a model runs in one step; fewer where many decodes would wait for them.",
+    )
     kv_cache_bytes: int | None = Field(
         None, ge=1, description="Memory for each model's KV cache; unset: a share of what the models leave."
     )
