@@ -172,25 +172,34 @@ def _template_of(given: str | None, arm: Description, base: Description) -> str:
     return "own"
 
 
-def _cost(description: Description, dtype: torch.dtype, *, is_loaded: bool = False) -> Cost:
-    """What a model costs, by a skeleton of it without weights.
+def kv_bytes_per_token(description: Description, dtype: torch.dtype) -> int:
+    """Bytes that a token's keys and values take in a model's cache, by a skeleton of it without weights.
 
     Raises:
         UnsupportedModelError: the engine could not run it.
     """
-    from transformers import AutoModelForCausalLM
+    return bytes_per_token(_layer_shapes(_skeleton(description, dtype)), dtype)
 
-    with torch.device("meta"):
-        try:
-            model = AutoModelForCausalLM.from_config(
-                description.config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False
-            )
-        except (ValueError, KeyError, ImportError) as error:
-            raise UnsupportedModelError(f"{description.source.ref}: cannot be run ({first_line(error)})") from None
+
+def _cost(description: Description, dtype: torch.dtype, *, is_loaded: bool = False) -> Cost:
+    """What a model costs; raises as kv_bytes_per_token."""
+    model = _skeleton(description, dtype)
     adapter = _adapter_parameters(description)
     own = sum(weight.numel() for weight in model.parameters())
     held = adapter + (0 if is_loaded else own)
     return Cost(own + adapter, held * dtype.itemsize, bytes_per_token(_layer_shapes(model), dtype))
+
+
+def _skeleton(description: Description, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        try:
+            return AutoModelForCausalLM.from_config(
+                description.config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False
+            )
+        except (ValueError, KeyError, ImportError) as error:
+            raise UnsupportedModelError(f"{description.source.ref}: cannot be run ({first_line(error)})") from None
 
 
 def _layer_shapes(model: Any) -> dict[int, LayerShape]:

@@ -41,15 +41,17 @@ def _physical_bytes() -> int:
     return min(limits)
 
 
-def cache_bytes(device: torch.device, budget: int, left: int, models: int) -> int:
-    """Bytes of a model's KV cache where nothing is set.
+def cache_bytes(device: torch.device, budget: int, left: int, need: int, others: int, spare: int) -> int:
+    """Bytes of a model's KV cache where nothing is set: in proportion to need, so that none is full before the others.
 
     Args:
         budget: what all models and caches may take.
         left: what the weights leave of it.
-        models: how many models will share that.
+        need: bytes that a token of a sequence takes in this model's cache.
+        others: the same of the other models that will share `left`.
+        spare: the same of a usual model: as much is kept for the next job's.
     """
-    size = max(int(budget * LEAST_CACHE_SHARE), left // (models + 1))
+    size = max(int(budget * LEAST_CACHE_SHARE) * need // spare, left * need // (need + others + spare))
     return size if device.type == "cuda" else min(size, MOST_CPU_CACHE_BYTES)
 
 

@@ -4,7 +4,7 @@ import gc
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from models.adapters import read_updates
 from models.backbone import Backbone
 from models.errors import ModelMemoryError, SpecError, first_line
+from models.fitting import kv_bytes_per_token
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, DeviceMap, describe, load_weights
 from models.memory import LEAST_CACHE_SHARE, WANTED_CACHE_SHARE, cache_bytes, default_budget, model_bytes, stored_bytes
@@ -227,10 +228,15 @@ class Zoo:
                 for share in (WANTED_CACHE_SHARE, LEAST_CACHE_SHARE)
             )
             shelf.make_room(turn, wanted, least)
+        needs = self._cache_needs(descriptions, placement.dtype, missing)
+        spare = sum(needs.values()) // max(1, len(needs))
         while missing:
             left = shelf.left - sum(missing.values()) - sum(riding.values())
-            size = self._cache_bytes or cache_bytes(placement.device, shelf.budget, left, len(missing))
             key = next(iter(missing))
+            need = needs.pop(key)
+            size = self._cache_bytes or cache_bytes(
+                placement.device, shelf.budget, left, need, sum(needs.values()), spare
+            )
             backbone = self._backbone(backbones[key], placement, size)
             shelf.add(key, backbone, model_bytes(backbone.model) + size)
             del missing[key]
@@ -238,6 +244,16 @@ class Zoo:
             on = shelf.find(_keys(adapters[key], placement.dtype)[0])
             assert on is not None
             shelf.add(key, *self._attached(adapters[key], on.item), on)
+
+    def _cache_needs(
+        self, descriptions: Sequence[Description], dtype: torch.dtype, missing: Iterable[Any]
+    ) -> dict[Any, int]:
+        """Bytes that a token of a sequence takes in each missing backbone's cache, those of its adapters too."""
+        needs = dict.fromkeys(missing, 0)
+        for one in descriptions:
+            if (key := _keys(one, dtype)[0]) in needs:
+                needs[key] += kv_bytes_per_token(one, dtype)
+        return needs
 
     def _weight_bytes(self, description: Description, placement: Placement) -> int:
         size = stored_bytes(description.backbone.folder, placement.dtype)
