@@ -110,9 +110,7 @@ def output_row(request: Any, completion: Any, rewards: list[Any]) -> dict[str, A
 
 def passed_on(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of the input as they come out."""
-    renamed = {name if name not in OWN_COLUMNS else f"input_{name}": value for name, value in row.items()}
-    renamed.pop("input_id", None)
-    return renamed
+    return {name if name not in OWN_COLUMNS else f"input_{name}": row[name] for name in row if name != "id"}
 
 
 def row_id(row: dict[str, Any], index: int) -> Any:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -14,37 +15,57 @@ from db.outcomes import storable
 from db.submission import NewRow
 
 LOOK_AHEAD_ROWS = 100
+ROLES = ("prompt", "messages", "id", "response")
+IN_THE_WAY = {"prompt": ("prompt", "messages"), "messages": ("messages", "prompt"), "id": ("id", "custom_id")}
+"""Columns that would mean the same as one that was chosen."""
 STRUCTURED = ("messages", "weights", "sampling")
 """Columns that hold objects or lists; in CSV they are written as JSON."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in the dataset; from then on they are called prompt, messages, id and response."""
+    """Names of the columns in the dataset; from then on they are called prompt, messages, id and response.
 
-    prompt: str = "prompt"
-    messages: str = "messages"
-    id: str = "id"
-    response: str = "response"
+    A column that is named must be there; where none is, the one called so is taken if there is one.
+
+    Raises:
+        DatasetError: there is a template and a column that would make the prompt too.
+    """
+
+    prompt: str | None = None
+    messages: str | None = None
+    id: str | None = None
+    response: str | None = None
     template: Template | None = None
     """Makes the prompt, instead of a column."""
     needs_response: bool = False
     """The rows are to be scored."""
 
-    def row(self, source: dict[str, Any], samples: int = 1) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        if self.template is not None and (self.prompt is not None or self.messages is not None):
+            raise DatasetError("--template makes the prompts: leave out --prompt-column and --messages-column")
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """The columns that were named, by what they are."""
+        names = {role: getattr(self, role) for role in ROLES}
+        return {role: name for role, name in names.items() if name is not None}
+
+    @cached_property
+    def _in_the_way(self) -> set[str]:
+        chosen = [*self.named, *(["prompt"] if self.template is not None else [])]
+        return {name for role in chosen for name in IN_THE_WAY.get(role, (role,))}
+
+    def row(self, source: dict[str, Any]) -> dict[str, Any]:
         """A row of the dataset with our names.
 
-        A column that had one of our names, and is not the one chosen for it, becomes `input_NAME`.
-
-        Raises:
-            DatasetError: the row is an OpenAI batch request for another number of samples.
+        A column that would stand beside the one chosen in its place becomes `input_NAME`.
         """
-        if is_batch_request(source):
-            return from_batch_request(source, samples)
-        chosen = {self.prompt: "prompt", self.messages: "messages", self.id: "id", self.response: "response"}
-        chosen = {theirs: ours for theirs, ours in chosen.items() if theirs in source}
-        taken = set(chosen.values()) - set(chosen)
-        row = {chosen.get(name, f"input_{name}" if name in taken else name): value for name, value in source.items()}
+        row = {role: source[name] for role, name in self.named.items() if name in source}
+        moved = set(self.named.values())
+        for name, value in source.items():
+            if name not in moved:
+                row[f"input_{name}" if name in self._in_the_way else name] = value
         if self.template is not None:
             row["prompt"] = self.template.render(source)
         for name in STRUCTURED:
@@ -52,12 +73,42 @@ class Columns:
                 row[name] = _structured(row[name])
         return row
 
+    def require(self, beginning: Iterable[dict[str, Any]]) -> None:
+        """Make sure that a dataset has what it needs.
+
+        Args:
+            beginning: its first rows, as they stand there.
+
+        Raises:
+            DatasetError: none of them has a column that was named, or one to prompt with, or a response to score.
+        """
+        rows = list(beginning)
+        there = dict.fromkeys(name for row in rows for name in row)
+        columns = f"(its columns: {', '.join(there) or 'none'})"
+        for role, name in self.named.items():
+            if name not in there:
+                raise DatasetError(f"has no column {name!r} {columns}; give --{role}-column one of them")
+        renamed = [self.row(row) for row in rows]
+        if not any(row.get("prompt") is not None or row.get("messages") is not None for row in renamed):
+            raise DatasetError(
+                f"has no {self._wanted} {columns}; "
+                "name one with --prompt-column or --messages-column, or make prompts with --template"
+            )
+        if self.needs_response and not any(row.get("response") is not None for row in renamed):
+            raise DatasetError(
+                f"has no {_value_of(self.response, 'response')} {columns}; name one with --response-column"
+            )
+
     @property
-    def wanted(self) -> str:
-        """The columns that make a prompt, for a message."""
-        if self.template is None:
-            return f"column {self.prompt!r} or {self.messages!r}"
-        return f"row with all of the template's columns {', '.join(map(repr, self.template.columns))}"
+    def _wanted(self) -> str:
+        """What makes a prompt, for a message."""
+        if self.template is not None:
+            return f"row with all of the template's columns {', '.join(map(repr, self.template.columns))}"
+        return _value_of(self.prompt or self.messages, "prompt", "messages")
+
+
+def _value_of(named: str | None, *defaults: str) -> str:
+    return f"column {' or '.join(map(repr, defaults))}" if named is None else f"value in column {named!r}"
 
 
 def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: int = 1) -> Iterator[NewRow]:
@@ -66,31 +117,27 @@ def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: 
     A row without a prompt passes: it becomes a failed row of the job.
 
     Raises:
-        DatasetError: there are no rows, or none of the first hundred has a column to prompt with.
+        DatasetError: there are no rows, or the first hundred lack a column that is needed.
     """
-    placed = iter(rows)
+    placed = _unpacked(rows, source, samples)
     beginning = list(islice(placed, LOOK_AHEAD_ROWS))
     if not beginning:
         raise DatasetError(f"{source}: has no rows")
-    renamed = [_row(columns, placed_row, source, samples) for placed_row in beginning]
-    if not any(row.get("prompt") is not None or row.get("messages") is not None for row in renamed):
-        names = ", ".join(dict.fromkeys(name for _, row in beginning for name in row)) or "none"
-        raise DatasetError(
-            f"{source}: has no {columns.wanted} (its columns: {names}); "
-            "name one with --prompt-column or --messages-column, or make prompts with --template"
-        )
-    if columns.needs_response and not any(row.get("response") is not None for row in renamed):
-        raise DatasetError(f"{source}: has no column {columns.response!r}; name one with --response-column")
-    rest = (_row(columns, placed_row, source, samples) for placed_row in placed)
-    return (NewRow(_custom_id(row), row) for row in chain(renamed, rest))
-
-
-def _row(columns: Columns, placed_row: PlacedRow, source: str, samples: int) -> dict[str, Any]:
-    place, row = placed_row
     try:
-        return columns.row(row, samples)
+        columns.require(row for _, row in beginning)
     except DatasetError as error:
-        raise DatasetError(f"{source}, {place}: {error}") from None
+        raise DatasetError(f"{source}: {error}") from None
+    renamed = (columns.row(row) for _, row in chain(beginning, placed))
+    return (NewRow(_custom_id(row), row) for row in renamed)
+
+
+def _unpacked(rows: Iterable[PlacedRow], source: str, samples: int) -> Iterator[PlacedRow]:
+    """The rows, OpenAI batch requests as rows of ours."""
+    for place, row in rows:
+        try:
+            yield place, from_batch_request(row, samples) if is_batch_request(row) else row
+        except DatasetError as error:
+            raise DatasetError(f"{source}, {place}: {error}") from None
 
 
 def _structured(value: Any) -> Any:
@@ -111,7 +158,7 @@ def _structured(value: Any) -> Any:
 
 
 def _custom_id(row: dict[str, Any]) -> str | None:
-    value = row.get("id", row.get("custom_id"))
+    value = row["id"] if row.get("id") is not None else row.get("custom_id")
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)

@@ -18,6 +18,7 @@ from db.datasets.sweep import expanded, points
 from db.errors import DatasetError
 from db.submission import NewRow, _batches
 
+CHAT = {"role": "user", "content": "C"}
 REVIEWS = [
     {"text": "naïve 漢字 🎉", "stars": 4},
     {"text": 'two\nlines, "quoted"', "stars": 1},
@@ -177,10 +178,63 @@ def test_a_template_that_cannot_work_is_refused(text):
         Template.parse(text)
 
 
-def test_a_column_in_the_way_of_a_chosen_one_is_kept(tmp_path):
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"prompt": "question"}, {"prompt": "Q", "input_prompt": "P", "input_messages": [], "id": 1, "custom_id": "c"}),
+        ({"messages": "chat"}, {"messages": [CHAT], "input_messages": [], "input_prompt": "P", "id": 1}),
+        ({"prompt": "question", "messages": "chat"}, {"prompt": "Q", "messages": [CHAT], "input_prompt": "P"}),
+        ({"template": Template.parse("{prompt}?")}, {"prompt": "P?", "input_prompt": "P", "input_messages": []}),
+        ({"id": "uid"}, {"id": "u", "input_id": 1, "input_custom_id": "c", "prompt": "P", "messages": []}),
+        ({"response": "answer"}, {"response": "A", "input_response": "R", "prompt": "P"}),
+        ({"prompt": "prompt"}, {"prompt": "P", "input_messages": [], "question": "Q"}),
+        ({"prompt": "question", "id": "question"}, {"prompt": "Q", "id": "Q", "input_prompt": "P", "input_id": 1}),
+        ({}, {"prompt": "P", "messages": [], "id": 1, "custom_id": "c", "response": "R", "question": "Q"}),
+    ],
+)
+def test_a_chosen_column_or_template_displaces_what_would_stand_in_its_way(tmp_path, columns, expected):
     path = tmp_path / "rows.jsonl"
-    path.write_text('{"prompt": "old", "question": "new"}')
-    assert read(path, prompt="question") == [{"input_prompt": "old", "prompt": "new"}]
+    row = {"prompt": "P", "messages": [], "id": 1, "custom_id": "c", "response": "R"}
+    row |= {"question": "Q", "chat": [CHAT], "uid": "u", "answer": "A"}
+    path.write_text(json.dumps(row))
+    (found,) = read(path, **columns)
+    assert expected.items() <= found.items()
+    assert all(value in found.values() for value in row.values())
+    assert columns or found == row
+
+
+@pytest.mark.parametrize("role", ["prompt", "messages", "id", "response"])
+def test_a_column_that_was_named_must_be_there(tmp_path, role):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "P", "messages": [], "id": 1, "response": "R"}\n')
+    message = rf"has no column 'typo' \(its columns: prompt, messages, id, response\); give --{role}-column one of them"
+    with pytest.raises(DatasetError, match=message):
+        read(path, **{role: "typo"})
+
+
+def test_a_column_that_was_named_may_be_missing_from_some_rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": "Q", "id": 1}, {"question": "Q", "uid": "u"}, {"prompt": "P", "uid": "v"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(open_dataset(DatasetSource(str(path), Columns(prompt="question", id="uid"))))
+    assert [row.custom_id for row in found] == [None, "u", "v"]
+    assert [row.row.get("prompt") for row in found] == ["Q", "Q", None]
+    path.write_text('{"question": null, "prompt": "P"}\n')
+    with pytest.raises(DatasetError, match="has no value in column 'question'"):
+        read(path, prompt="question")
+
+
+def test_a_template_and_a_column_of_prompts_contradict_each_other():
+    for role in ("prompt", "messages"):
+        with pytest.raises(DatasetError, match="leave out --prompt-column and --messages-column"):
+            Columns(template=Template.parse("{text}"), **{role: "text"})
+
+
+def test_columns_may_be_named_in_batch_request_files(batch_file):
+    (row,) = open_dataset(DatasetSource(str(batch_file(batch_request())), Columns(id="custom_id")))
+    assert (row.custom_id, row.row["id"]) == ("request-1", "request-1")
+    with pytest.raises(DatasetError, match="has no column 'question'"):
+        read(batch_file(batch_request()), prompt="question")
 
 
 def test_csv_cells_may_hold_messages_weights_and_sampling(tmp_path):
@@ -201,6 +255,12 @@ def test_openai_batch_requests_become_rows(batch_file):
     assert row["sampling"] == {"max_new_tokens": 7, "temperature": 0.5, "stop": ["END"]}
     assert (row["custom_id"], row["url"]) == ("request-1", "/v1/chat/completions")
     assert row["body"] == {"model": "gpt-4o", "user": "me"}
+
+
+def test_saved_conversations_with_null_fields_pass_in_batch_requests_too(batch_file):
+    reply = {"role": "assistant", "content": "C", "name": None, "refusal": None, "tool_calls": None}
+    (row,) = read(batch_file(batch_request(messages=[CHAT, reply])))
+    assert row["messages"] == [CHAT, {"role": "assistant", "content": "C"}]
 
 
 def test_what_a_batch_request_asks_for_in_vain_is_not_forgotten(batch_file):

@@ -94,6 +94,11 @@ def test_csv_has_every_column_and_no_lists(ledger, finished, write):
     assert (frame["error.code"][4], frame["completion"][4], frame["meta"][0]) == ("prompt_too_long", "", '{"tags": []}')
 
 
+def test_a_column_that_gave_way_to_the_id_is_passed_on(ledger, finished):
+    (row,) = export_rows(ledger, finished([{"id": "u", "input_id": 1, "prompt": "p"}], samples=1).id)
+    assert (row["id"], row["input_id"]) == ("u", 1)
+
+
 @pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst", "out.csv.gz"])
 def test_files_are_compressed_as_their_name_says(finished, write, name):
     path = write(finished(["a"]), name)

@@ -106,7 +106,7 @@ def test_an_engine_that_only_generates_fails_the_job_in_words(score, ledger):
 def test_a_dataset_without_responses_is_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n')
-    with pytest.raises(DatasetError, match=r"no column 'response'; .* --response-column"):
+    with pytest.raises(DatasetError, match=r"no column 'response' .*; name one with --response-column"):
         open_dataset(DatasetSource(str(path), Columns(needs_response=True)))
     (row,) = open_dataset(DatasetSource(str(path), Columns(response="answer", needs_response=True)))
     assert row.row["response"] == "b"

@@ -73,12 +73,10 @@ INPUT_OPTIONS = (
     click.option("--format", "file_format", type=click.Choice(FORMATS), help="Of INPUT, where its name does not tell."),
     click.option("--config", metavar="NAME", help="Configuration of a Hugging Face dataset."),
     click.option("--split", metavar="NAME", help="Split of a Hugging Face dataset.  [train]"),
-    click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Column of prompts."),
-    click.option("--messages-column", default="messages", show_default=True, metavar="NAME",
-                 help="Column of chat messages."),
-    click.option("--id-column", default="id", show_default=True, metavar="NAME", help="Column of ids."),
-    click.option("--response-column", default="response", show_default=True, metavar="NAME",
-                 help="Column of responses."),
+    click.option("--prompt-column", metavar="NAME", help="Column of prompts.  [prompt]"),
+    click.option("--messages-column", metavar="NAME", help="Column of chat messages.  [messages]"),
+    click.option("--id-column", metavar="NAME", help="Column of ids.  [id, else custom_id]"),
+    click.option("--response-column", metavar="NAME", help="Column of responses.  [response]"),
     click.option("--template", metavar="TEXT", help="Make prompts of columns: 'Continue this review: {text}'."),
 )  # fmt: skip
 
@@ -105,7 +103,7 @@ def dataset_of(name: str, options: dict[str, Any]) -> DatasetSource:
     """The dataset that the options describe.
 
     Raises:
-        DatasetError: the template is none.
+        DatasetError: the template is none, or stands beside a column that would make the prompt too.
     """
     columns = Columns(
         options["prompt_column"],
