@@ -40,14 +40,16 @@ def text_lines(source: str) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{source}, line {number}: is not UTF-8 ({error.reason} at byte {error.start})") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise DatasetError(f"{source}, after line {number}: its compression is broken ({_first(error)})") from None
+        raise DatasetError(f"{source}, after line {number}: its compression is broken ({reason_of(error)})") from None
     except OSError as error:
-        reason = error.strerror or _first(error)
-        raise DatasetError(f"{source}, after line {number}: cannot be read ({reason})") from None
+        raise DatasetError(f"{source}, after line {number}: cannot be read ({reason_of(error)})") from None
 
 
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def reason_of(error: Exception) -> str:
+    """Why something failed, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _without_mark(line: bytes, source: str) -> bytes:

@@ -6,31 +6,46 @@ from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from db.datasets.streams import BUFFER_BYTES, reason_of
 from db.datasets.text import PlacedRow
 from db.errors import DatasetError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH_ROWS = 128
 """Parquet rows in memory at once; a row may have a megabyte."""
 
 
 def read_parquet(source: str) -> Iterator[PlacedRow]:
-    """The rows of a Parquet file; nested columns become objects and lists.
+    """The rows of a Parquet file; nested columns become objects and lists. Memory does not grow with the file.
 
     Raises:
-        DatasetError: it is not Parquet, or pyarrow is not installed.
+        DatasetError: it is not Parquet, cannot be read, has a value that Python lacks, or pyarrow is not installed.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise DatasetError(f"{source}: Parquet needs pyarrow: pip install 'genarm[parquet]'") from None
+    where = ""
     try:
-        with pq.ParquetFile(source) as file:
-            yield from _placed(row for batch in file.iter_batches(BATCH_ROWS) for row in batch.to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise DatasetError(f"{source}: is not Parquet ({str(error).splitlines()[0]})") from None
+        # Both options, or a row group is read as one: pandas writes all rows into one.
+        with pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+            for place, row in _placed(row for batch in file.iter_batches(BATCH_ROWS) for row in _rows_of(batch)):
+                yield place, row
+                where = f", after {place}"
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DatasetError(f"{source}{where}: cannot be read as Parquet ({reason_of(error)})") from None
+
+
+def _rows_of(batch: "pa.RecordBatch") -> Iterable[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except (ValueError, OverflowError):  # a date after 9999, text that is not UTF-8: the rows before it come first
+        return (row for index in range(batch.num_rows) for row in batch.slice(index, 1).to_pylist())
 
 
 def read_hub(name: str, config: str | None, split: str | None) -> Iterator[PlacedRow]:
@@ -55,8 +70,7 @@ def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Place
     except DatasetError:
         raise
     except Exception as error:  # datasets raises what its many readers raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DatasetError(f"{name}: cannot be read as a Hugging Face dataset ({reason})") from None
+        raise DatasetError(f"{name}: cannot be read as a Hugging Face dataset ({reason_of(error)})") from None
 
 
 def _chosen_split(name: str, splits: list[str], split: str | None) -> str:

@@ -47,7 +47,7 @@ def test_csv_with_quotes_and_newlines(tmp_path):
         ("a.jsonl", '{"text": "x", "label": 1}', "its columns: text, label"),
         ("a.csv", "prompt\na,b\n", "line 2: has more fields"),
         ("a.csv", "prompt\n", "has no rows"),
-        ("a.parquet", "no parquet", "is not Parquet"),
+        ("a.parquet", "no parquet", "cannot be read as Parquet .*not a parquet file"),
         ("a.txt", "x", "say --format"),
     ],
 )

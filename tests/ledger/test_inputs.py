@@ -5,8 +5,6 @@ import gzip
 import io
 import json
 import sys
-from datetime import UTC, datetime
-from decimal import Decimal
 from types import SimpleNamespace
 
 import pandas as pd
@@ -54,28 +52,6 @@ def test_csv_of_pandas_comes_in_as_it_was(tmp_path):
     rows = read(path, prompt="text")
     assert [row["prompt"] for row in rows] == [review["text"] for review in REVIEWS]
     assert [row["stars"] for row in rows] == ["4", "1", "3"]
-
-
-def test_parquet_with_nested_columns_times_and_gaps(tmp_path):
-    path = tmp_path / "rows.parquet"
-    frame = pd.DataFrame(
-        {
-            "prompt": ["a", "b"],
-            "meta": [{"tags": ["x", "y"], "score": 0.5}, {"tags": [], "score": None}],
-            "when": [datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)] * 2,
-            "ratio": [float("nan"), 2.5],
-            "price": [Decimal("1.50"), None],
-            "raw": [b"text", b"\xff"],
-            "weights": [{"helpful": 1.0, "harmless": None}, {"helpful": None, "harmless": 2.0}],
-        }
-    )
-    frame.to_parquet(path)
-    first, second = read(path)
-    assert first["meta"] == {"tags": ["x", "y"], "score": 0.5}
-    assert first["when"] == "2026-01-02T03:04:05+00:00"
-    assert (first["ratio"], second["ratio"]) == (None, 2.5)
-    assert (first["price"], first["raw"], second["raw"]) == (1.5, "text", "/w==")
-    assert (first["weights"], second["weights"]) == ({"helpful": 1.0}, {"harmless": 2.0})
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
@@ -138,22 +114,6 @@ def test_stdin_may_be_csv_and_compressed(monkeypatch):
     assert read("-", file_format="csv") == [{"prompt": "from a pipe"}]
     with pytest.raises(DatasetError, match="Parquet cannot be read from stdin"):
         read("-", file_format="parquet")
-
-
-def test_a_folder_is_read_as_a_hugging_face_dataset(tmp_path):
-    for split in ("train", "test"):
-        pd.DataFrame({"text": [f"{split} {i}" for i in range(3)]}).to_parquet(tmp_path / f"{split}.parquet")
-    assert [row["prompt"] for row in read(tmp_path, prompt="text")] == ["train 0", "train 1", "train 2"]
-    assert read(tmp_path, prompt="text", split="test")[0] == {"prompt": "test 0"}
-    with pytest.raises(DatasetError, match=r"no split 'dev' \(its splits: .*test.*--split"):
-        read(tmp_path, split="dev")
-
-
-@pytest.mark.parametrize("name", ["hf:nothing/here", "nothing/here"])
-def test_a_dataset_that_the_hub_lacks_is_named(name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DatasetError, match="nothing/here: cannot be read as a Hugging Face dataset"):
-        read(name)
 
 
 def test_split_and_config_are_refused_for_files(tmp_path):
