@@ -10,7 +10,7 @@ WITHOUT_EFFECT = {
     "model", "stream", "stream_options", "user", "metadata", "store", "service_tier", "safety_identifier",
     "prompt_cache_key", "logprobs", "top_logprobs", "parallel_tool_calls",
 }  # fmt: skip
-"""Fields of a body that change nothing here; they stay in the row's `body`."""
+"""Fields of a body that change no completion; they stay in the row's `body`, for the batch results."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),

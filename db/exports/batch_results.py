@@ -36,6 +36,7 @@ def _custom_id(request: Any) -> str:
 def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     is_text = request.row.get("url") == TEXT_URL
     choice = _text_choice if is_text else _chat_choice
+    has_logprobs = _asks_for_logprobs(request)
     prompt_tokens = rows[0]["prompt_tokens"] or 0
     completion_tokens = sum(len(row["tokens"] or ()) for row in rows)
     return {
@@ -43,7 +44,7 @@ def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "object": "text_completion" if is_text else "chat.completion",
         "created": int(job.created_at.timestamp()),
         "model": job.spec.get("base"),
-        "choices": [choice(row) for row in rows],
+        "choices": [choice(row, has_logprobs) for row in rows],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -52,15 +53,41 @@ def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _chat_choice(row: dict[str, Any]) -> dict[str, Any]:
+def _asks_for_logprobs(request: Any) -> bool:
+    body = request.row.get("body")
+    asked = body.get("logprobs") if isinstance(body, dict) else None
+    return asked is not None and asked is not False  # 0 is a number of alternatives, beside the sampled token
+
+
+def _chat_choice(row: dict[str, Any], has_logprobs: bool) -> dict[str, Any]:
     message = {"role": "assistant", "content": row["completion"], "refusal": None}
-    return {"index": row["sample"], "message": message, "logprobs": None, "finish_reason": row["finish_reason"]}
+    content = [
+        {"token": token, "logprob": logprob, "bytes": None, "top_logprobs": []}
+        for token, logprob in zip(_token_names(row), row["logprobs"] or (), strict=False)
+    ]
+    return {
+        "index": row["sample"],
+        "message": message,
+        "logprobs": {"content": content, "refusal": None} if has_logprobs else None,
+        "finish_reason": row["finish_reason"],
+    }
 
 
-def _text_choice(row: dict[str, Any]) -> dict[str, Any]:
+def _text_choice(row: dict[str, Any], has_logprobs: bool) -> dict[str, Any]:
+    logprobs = {
+        "tokens": _token_names(row),
+        "token_logprobs": row["logprobs"],
+        "top_logprobs": None,
+        "text_offset": None,
+    }
     return {
         "index": row["sample"],
         "text": row["completion"],
-        "logprobs": None,
+        "logprobs": logprobs if has_logprobs else None,
         "finish_reason": row["finish_reason"],
     }
+
+
+def _token_names(row: dict[str, Any]) -> list[str]:
+    """The tokens by their ids, as vLLM can name them: their texts are known to the tokenizer alone."""
+    return [f"token_id:{token}" for token in row["tokens"]]

@@ -125,6 +125,40 @@ def test_a_batch_file_comes_back_as_its_client_expects(ledger, write, tmp_path):
         assert body.usage.total_tokens == body.usage.prompt_tokens + body.usage.completion_tokens
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_answered"),
+    [({"logprobs": True, "top_logprobs": 3}, True), ({"logprobs": 0}, True), ({"logprobs": False}, False), ({}, False)],
+)
+def test_logprobs_of_the_sampled_tokens_come_back_where_they_were_asked_for(
+    ledger, write, tmp_path, asked, is_answered
+):
+    chat, text = batch_of(4)[2:]
+    for request in (chat, text):
+        request["body"] |= asked
+    path = tmp_path / "batch.jsonl"
+    path.write_text(f"{json.dumps(chat)}\n{json.dumps(text)}\n")
+    job = filled.submit(ledger, [row.row for row in open_dataset(DatasetSource(str(path)))], samples=1)
+    filled.fill(ledger, job)
+    lines, _ = write(job, file_format="openai")
+    of_chat, of_text = [line["response"]["body"]["choices"][0]["logprobs"] for line in lines]
+    if not is_answered:
+        assert of_chat is of_text is None
+        return
+    rows = list(export_rows(ledger, job.id))
+    names = [[f"token_id:{token}" for token in row["tokens"]] for row in rows]
+    assert [one["token"] for one in of_chat["content"]] == names[0]
+    assert [one["logprob"] for one in of_chat["content"]] == rows[0]["logprobs"]
+    assert all(one["top_logprobs"] == [] for one in of_chat["content"])
+    assert (of_text["tokens"], of_text["token_logprobs"]) == (names[1], rows[1]["logprobs"])
+    ChatCompletion.model_validate(lines[0]["response"]["body"], strict=True)
+    Completion.model_validate(lines[1]["response"]["body"], strict=True)
+
+
+def test_a_column_called_body_asks_for_nothing(finished, write):
+    ((line,), _) = write(finished([{"prompt": "p", "body": "logprobs"}], samples=1), file_format="openai")
+    assert line["response"]["body"]["choices"][0]["logprobs"] is None
+
+
 def test_a_sweep_has_no_batch_results(finished, write):
     rows = [{"custom_id": "a", "prompt": "p", "weights": {"helpful": w}} for w in (0.0, 1.0)]
     with pytest.raises(DatasetError, match="is a sweep"):
