@@ -63,7 +63,14 @@ class JobProgress:
     eta_seconds: float | None
 
 
-def submit(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable[[int], None] | None = None) -> Job:
+def submit(
+    ledger: Ledger,
+    job: NewJob,
+    rows: Iterable[NewRow],
+    on_rows: Callable[[int], None] | None = None,
+    *,
+    is_slow: bool = False,
+) -> Job:
     """Store a job with its rows, all or nothing, in bounded memory; a dispatcher announces it.
 
     Where a job has the same key already, and the same spec and rows, that job is returned and nothing is written.
@@ -72,14 +79,16 @@ def submit(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callabl
         ledger: the database.
         job: the job.
         rows: its rows, read once; an error that they raise leaves nothing written.
-        on_rows: called with the number of rows stored so far.
+        on_rows: called with the number of rows read so far.
+        is_slow: the rows come from a pipe or the network. On SQLite, where a transaction that stores a job keeps all
+            other writers waiting, they are read into a temporary file beside the database first.
 
     Raises:
         DatasetError: there are no rows.
         KeyReusedError: the key belongs to a job with another spec or other rows.
         DatabaseUnreachableError: the database does not answer; the job may be there all the same.
     """
-    return find(ledger, store(ledger, job, rows, on_rows))
+    return find(ledger, store(ledger, job, rows, on_rows, is_slow))
 
 
 def find(ledger: Ledger, job_id: str) -> Job:

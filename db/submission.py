@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,8 +55,13 @@ class NewRow:
     """The whole row."""
 
 
-def store(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable[[int], None] | None) -> str:
+def store(
+    ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable[[int], None] | None, is_slow: bool
+) -> str:
     """Store a job as `db.jobs.submit` says, and return its id."""
+    if is_slow and ledger.dialect.name == "sqlite":
+        with _put_aside(rows, Path(str(ledger.url.database)).parent, on_rows) as kept:
+            return store(ledger, job, kept, None, is_slow=False)
     job_id = new_job_id()
     fingerprint = Fingerprint(job)
     read = fingerprint.watch(rows) if job.key is not None else rows
@@ -73,6 +81,23 @@ def store(ledger: Ledger, job: NewJob, rows: Iterable[NewRow], on_rows: Callable
     for _ in read:
         pass
     return _job_of_key(ledger, job, fingerprint.digest)
+
+
+@contextmanager
+def _put_aside(
+    rows: Iterable[NewRow], folder: Path, on_rows: Callable[[int], None] | None
+) -> Iterator[Iterator[NewRow]]:
+    """The rows, read to their end and kept in a file without a name."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as file:
+        try:
+            for count, row in enumerate(rows, 1):
+                file.write(f"{_dumps([row.custom_id, row.row])}\n")
+                if on_rows is not None and count % BATCH_ROWS == 0:
+                    on_rows(count)
+            file.seek(0)
+        except OSError as error:
+            raise DatasetError(f"the rows cannot be kept in {folder} until all are read ({error.strerror})") from None
+        yield (NewRow(*json.loads(line)) for line in file)
 
 
 class Fingerprint:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import db.jobs
@@ -67,7 +68,8 @@ def submit(
         samples=spec.samples,
         shard_rows=submission.shard_rows or settings.shard_rows,
     )
-    return db.jobs.submit(ledger, job, admit_rows(rows, settings), on_rows)
+    is_slow = not Path(submission.source.name).is_file()
+    return db.jobs.submit(ledger, job, admit_rows(rows, settings), on_rows, is_slow=is_slow)
 
 
 def _require_arms(sweep: dict[str, list[float]], spec: GenerationSpec) -> None:

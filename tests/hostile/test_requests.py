@@ -1,13 +1,18 @@
 """Jobs and rows that ask for too much, or that carry the code of another language."""
 
+import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
 
 import db.jobs
+from db import session
 from db.datasets import DatasetSource
 from db.errors import DatasetError, JobNotFoundError
+from db.session import writing
 from models.errors import ModelsError
 from tests.service.test_shards import shard_ids_of
 from worker.submission import Submission, submit
@@ -76,6 +81,31 @@ def test_too_many_rows_are_refused_and_nothing_is_stored(submit_file, ledger):
         submit_file([{"prompt": "x"}] * 4, limits={"max_job_rows": 3})
     assert nothing_is_stored(ledger)
     assert submit_file([{"prompt": "x"}] * 3, limits={"max_job_rows": 3}).total_rows == 3
+
+
+class WatchedPipe(io.RawIOBase):
+    """A pipe whose other end writes to the ledger before it says more."""
+
+    def __init__(self, ledger, text):
+        self._ledger, self._bytes = ledger, io.BytesIO(text.encode())
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        with writing(self._ledger) as connection:
+            connection.execute(sa.text("UPDATE jobs SET priority = 1"))
+        return self._bytes.readinto(buffer)
+
+
+def test_a_slow_pipe_keeps_no_worker_waiting(settings, ledger, ledger_url, register, monkeypatch):
+    monkeypatch.setattr(session, "BUSY_SECONDS", 0)
+    other = session.connect(ledger_url)
+    pipe = io.BufferedReader(WatchedPipe(other, '{"prompt": "x"}\n' * 5000))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=pipe))
+    submission = Submission(DatasetSource("-"), {"base": "tiny"}, None, 5, None)
+    assert submit(ledger, settings.model_copy(update={"home": register()}), submission).total_rows == 5000
+    other.dispose()
 
 
 def test_rows_over_a_limit_fail_alone_before_the_engine_sees_them(submit, service, ledger, run_shards, results):

@@ -1,9 +1,11 @@
 """Jobs from submit to delete, on both databases."""
 
+import resource
+
 import pytest
 import sqlalchemy as sa
 
-from db import jobs, results, shards
+from db import jobs, results, session, shards, tables
 from db.errors import AmbiguousJobError, DatasetError, JobActiveError, JobNotFoundError
 from db.tables import requests
 from db.tables import shards as shards_table
@@ -23,6 +25,55 @@ def test_an_error_in_the_middle_of_the_rows_leaves_nothing(ledger):
 
     with pytest.raises(DatasetError, match="line 2501"):
         jobs.submit(ledger, jobs.NewJob(spec={}, samples=1), rows())
+    assert jobs.list_jobs(ledger) == []
+
+
+def test_slow_rows_keep_no_other_writer_waiting(ledger, ledger_url, submit, monkeypatch):
+    monkeypatch.setattr(session, "BUSY_SECONDS", 0)
+    other, another_job, counts = session.connect(ledger_url), submit(), []
+
+    def rows():
+        for index in range(2500):
+            if index % 100 == 0:
+                with session.writing(other) as connection:
+                    connection.execute(sa.update(tables.jobs).values(priority=index % 10))
+            yield jobs.NewRow(f"{index}\n\u2028\ufffd", {"prompt": "naïve \ud800\u2028", "number": 10**30 + index})
+
+    job = jobs.submit(ledger, jobs.NewJob(spec={}, samples=1, key="k"), rows(), counts.append, is_slow=True)
+    assert job.total_rows == 2500
+    assert counts[:2] == [1000, 2000]
+    with ledger.connect() as connection:
+        stored = connection.execute(sa.select(requests).where(requests.c.job_id == job.id, requests.c.row_index == 7))
+        row = stored.one()
+    assert row.custom_id == "7\n\u2028\ufffd"
+    assert row.row == {"prompt": "naïve \ud800\u2028", "number": 10**30 + 7}
+    assert jobs.submit(ledger, jobs.NewJob(spec={}, samples=1, key="k"), rows()).id == job.id
+    assert another_job.id != job.id
+    other.dispose()
+
+
+def test_an_error_in_the_middle_of_slow_rows_leaves_nothing(ledger, tmp_path):
+    def rows():
+        yield jobs.NewRow(None, {"prompt": "a"})
+        raise DatasetError("line 2: no JSON")
+
+    before = set(tmp_path.iterdir())
+    with pytest.raises(DatasetError, match="line 2"):
+        jobs.submit(ledger, jobs.NewJob(spec={}, samples=1), rows(), is_slow=True)
+    assert jobs.list_jobs(ledger) == []
+    assert {path for path in tmp_path.iterdir() if ".db-" not in path.name} <= before
+
+
+@pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
+def test_slow_rows_for_which_there_is_no_room_are_refused(ledger):
+    rows = (jobs.NewRow(None, {"prompt": "x" * 1000}) for _ in range(5000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(DatasetError, match=r"the rows cannot be kept in /.* \(File too large\)"):
+            jobs.submit(ledger, jobs.NewJob(spec={}, samples=1), rows, is_slow=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert jobs.list_jobs(ledger) == []
 
 
