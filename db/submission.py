@@ -53,6 +53,8 @@ class NewRow:
     """The row's own id, as text."""
     row: dict[str, Any]
     """The whole row."""
+    place: str = "a row"
+    """Where it came from, for messages: "rows.jsonl, line 7". It is not stored."""
 
 
 def store(

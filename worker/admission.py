@@ -91,21 +91,21 @@ def admit_rows(rows: Iterable[NewRow], settings: Settings) -> Iterator[NewRow]:
     for index, row in enumerate(rows):
         if index >= settings.max_job_rows:
             raise DatasetError(
-                f"the dataset has more than the {settings.max_job_rows} rows that this service allows in a job "
-                "(GENARM_MAX_JOB_ROWS); split it"
+                f"{row.place}: there are more than the {settings.max_job_rows} rows that this service allows in a job, "
+                "a row of a sweep counted for each of its points (GENARM_MAX_JOB_ROWS); split the dataset"
             )
-        if (size := _json_bytes(row, index)) > settings.max_row_bytes:
+        if (size := _json_bytes(row)) > settings.max_row_bytes:
             raise DatasetError(
-                f"row {index} has {size} bytes as JSON, and this service stores {settings.max_row_bytes} at most "
+                f"{row.place}: has {size} bytes as JSON, and this service stores {settings.max_row_bytes} at most "
                 "(GENARM_MAX_ROW_BYTES)"
             )
         yield row
 
 
-def _json_bytes(row: NewRow, index: int) -> int:
+def _json_bytes(row: NewRow) -> int:
     try:
         return len(json.dumps(row.row, allow_nan=False))
     except RecursionError:
-        raise DatasetError(f"row {index} is nested too deeply") from None
+        raise DatasetError(f"{row.place}: is nested too deeply") from None
     except ValueError:
-        raise DatasetError(f"row {index} has a number that is too large") from None
+        raise DatasetError(f"{row.place}: has a number that is too large") from None

@@ -127,8 +127,8 @@ def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: 
         columns.require(row for _, row in beginning)
     except DatasetError as error:
         raise DatasetError(f"{source}: {error}") from None
-    renamed = (columns.row(row) for _, row in chain(beginning, placed))
-    return (NewRow(_custom_id(row), row) for row in renamed)
+    renamed = ((place, columns.row(row)) for place, row in chain(beginning, placed))
+    return (NewRow(_custom_id(row), row, f"{source}, {place}") for place, row in renamed)
 
 
 def _unpacked(rows: Iterable[PlacedRow], source: str, samples: int) -> Iterator[PlacedRow]:

@@ -25,4 +25,4 @@ def expanded(rows: Iterable[NewRow], sweep: Mapping[str, Sequence[float]]) -> It
             fields = {**row.row, "weights": merged}
             if row.custom_id is None:
                 fields["id"] = index
-            yield NewRow(row.custom_id if row.custom_id is not None else str(index), fields)
+            yield NewRow(row.custom_id if row.custom_id is not None else str(index), fields, row.place)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
 from db.datasets.streams import BUFFER_BYTES, reason_of
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 128
 """Parquet rows in memory at once; a row may have a megabyte."""
+REASON_CHARACTERS = 300
+"""Of an error of `datasets`, which may go on for lines: the second has the names to choose from."""
 
 
 def read_parquet(source: str) -> Iterator[PlacedRow]:
@@ -70,7 +73,8 @@ def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Place
     except DatasetError:
         raise
     except Exception as error:  # datasets raises what its many readers raise
-        raise DatasetError(f"{name}: cannot be read as a Hugging Face dataset ({reason_of(error)})") from None
+        reason = shorten(str(error), REASON_CHARACTERS) or type(error).__name__
+        raise DatasetError(f"{name}: cannot be read as a Hugging Face dataset ({reason})") from None
 
 
 def _chosen_split(name: str, splits: list[str], split: str | None) -> str:
@@ -112,8 +116,8 @@ def _as_text(value: Any) -> str:
 
 
 def is_hub_name(source: str) -> bool:
-    """True for `owner/name`, as the hub has it, and for folders."""
+    """True for `owner/name`, as the hub has it, and for folders; not for what would lie in a folder that is here."""
     if Path(source).is_dir():
         return True
     parts = source.split("/")
-    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts)
+    return len(parts) == 2 and all(part and not part.startswith(".") for part in parts) and not Path(parts[0]).is_dir()

@@ -51,17 +51,19 @@ def read_csv(source: str) -> Iterator[PlacedRow]:
     """The rows of a CSV file with a header; cells are text.
 
     Raises:
-        DatasetError: the header is missing or ambiguous, or a row does not fit it; the line named is the row's last.
+        DatasetError: the header is missing or ambiguous, or a row does not fit it; the line named is the row's first.
     """
     csv.field_size_limit(LONGEST_LINE_BYTES)
     reader = csv.reader(text_lines(source), strict=True)
+    begins = 1
     try:
         header = next(reader, [])
         _require_unique(header, source)
+        begins = reader.line_num + 1
         for cells in reader:
+            place, begins = f"line {begins}", reader.line_num + 1
             if not cells:
                 continue
-            place = f"line {reader.line_num}"
             if len(cells) != len(header):
                 difference = "more" if len(cells) > len(header) else "fewer"
                 raise DatasetError(
@@ -69,7 +71,7 @@ def read_csv(source: str) -> Iterator[PlacedRow]:
                 )
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise DatasetError(f"{source}, line {reader.line_num}: is not CSV ({error})") from None
+        raise DatasetError(f"{source}, line {begins}: is not CSV ({error})") from None
 
 
 def _require_unique(header: list[str], source: str) -> None:

@@ -71,8 +71,21 @@ def test_a_spec_that_asks_for_too_much_is_refused_and_nothing_is_stored(submit_f
 def test_a_prompt_of_100_megabytes_is_refused_and_nothing_is_stored(submit_file, ledger):
     with pytest.raises(DatasetError, match=r"line 2: is longer than 64 MiB"):
         submit_file([{"prompt": "small"}, {"prompt": "x" * 100_000_000}])
-    with pytest.raises(DatasetError, match=r"row 1 has 200000.* bytes .*GENARM_MAX_ROW_BYTES"):
+    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 2: has 200000.* bytes .*GENARM_MAX_ROW_BYTES"):
         submit_file([{"prompt": "small"}, {"prompt": "x" * 20_000_000}])
+    assert nothing_is_stored(ledger)
+
+
+def test_a_row_of_a_sweep_that_is_too_large_is_named_by_its_line(settings, ledger, register, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x"}\n\n{"prompt": "' + "x" * 900 + '"}\n')
+    spec = {"base": "tiny", "arms": [{"name": "a", "ref": "nice"}]}
+    submission = Submission(DatasetSource(str(path)), spec, None, 5, None, sweep={"a": [0.0, 1.0, 2.0]})
+    limited = settings.model_copy(update={"home": register(), "max_row_bytes": 500})
+    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 3: has 9\d\d bytes"):
+        submit(ledger, limited, submission)
+    with pytest.raises(DatasetError, match=r"rows\.jsonl, line 3: there are more than the 5 rows .* a sweep"):
+        submit(ledger, limited.model_copy(update={"max_row_bytes": 5000, "max_job_rows": 5}), submission)
     assert nothing_is_stored(ledger)
 
 

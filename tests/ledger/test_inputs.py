@@ -84,6 +84,8 @@ def test_a_row_of_a_megabyte_passes(tmp_path, file_format):
     ("name", "content", "message"),
     [
         ("a.csv", b'prompt\nfine\n"cut sho', "line 3: is not CSV"),
+        ("a.csv", b'prompt\n"two\nlines"\n\n"not closed\nand\nmore\n', "line 5: is not CSV .unexpected end"),
+        ("a.csv", b'prompt\n"two\nlines",1\n', "line 2: has more fields"),
         ("a.csv", b"prompt,label\na,1\nb\n", r"line 3: has fewer fields than the header \(1, not 2\)"),
         ("a.csv", b"prompt,prompt\na,b\n", "line 1: two columns are named 'prompt'"),
         ("a.csv", b"", "has no rows"),

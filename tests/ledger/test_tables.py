@@ -4,12 +4,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from unittest.mock import Mock
 
+import datasets
+import huggingface_hub
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from db.datasets import DatasetSource, placed_rows
+from db.datasets import DatasetSource, open_dataset, placed_rows
 from db.errors import DatasetError
 from tests.ledger.test_inputs import CHAT, read
 
@@ -101,8 +103,49 @@ def test_a_folder_is_read_as_a_hugging_face_dataset(tmp_path):
         read(tmp_path, split="dev")
 
 
+def test_a_configuration_is_chosen_by_its_name(tmp_path):
+    files = {"english": "Hello", "german": "Hallo"}
+    for name, prompt in files.items():
+        pd.DataFrame({"prompt": [prompt]}).to_parquet(tmp_path / f"{name}.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in files)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert read(tmp_path, config="german") == [{"prompt": "Hallo"}]
+    with pytest.raises(DatasetError, match=r"cannot be read as a Hugging Face dataset \(.*english.*\)$"):
+        read(tmp_path)
+    with pytest.raises(DatasetError, match=r"cannot be read as a Hugging Face dataset \(.*french.*\)$"):
+        read(tmp_path, config="french")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "split"),
+    [("owner/name", None, None), ("owner/name-2.5", "english", None), ("hf:name", "english", "test")],
+)
+def test_a_dataset_of_the_hub_is_streamed(monkeypatch, name, config, split):
+    splits = {chosen: [{"prompt": f"{chosen} {i}"} for i in range(3)] for chosen in ("train", "test")}
+    load = Mock(return_value=splits)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    rows = list(open_dataset(DatasetSource(name, config=config, split=split)))
+    load.assert_called_once_with(name.removeprefix("hf:"), config, streaming=True)
+    assert [row.row["prompt"] for row in rows] == [f"{split or 'train'} {i}" for i in range(3)]
+    assert rows[2].place == f"{name.removeprefix('hf:')}, row 3"
+    load.side_effect = ValueError("the hub says\n" * 100)
+    with pytest.raises(DatasetError) as refused:
+        read(name)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["data/typo.txt", "data/typo", "./typo", "../typo", "typo", "/typo/at"])
+def test_what_looks_like_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=AssertionError("asked the hub")))
+    with pytest.raises(DatasetError, match="there is no such file; a Hugging Face dataset is given as hf:NAME"):
+        read(name)
+
+
 @pytest.mark.parametrize("name", ["hf:nothing/here", "nothing/here"])
 def test_a_dataset_that_the_hub_lacks_is_named(name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DatasetError, match="nothing/here: cannot be read as a Hugging Face dataset"):
         read(name)
