@@ -74,14 +74,17 @@ def format_of(path: str, file_format: str | None) -> str:
     """The format of a file by its name, or as given.
 
     Raises:
-        DatasetError: neither tells.
+        DatasetError: neither tells, or it would be Parquet that is compressed once more.
     """
     chosen = file_format or ("jsonl" if path == STDIN else _suffix(path))
     chosen = {"ndjson": "jsonl", "json": "jsonl"}.get(chosen, chosen)
     if chosen not in FORMATS:
         raise DatasetError(
-            f"{path}: its name does not end in .jsonl, .csv or .parquet (.gz and .zst may follow); say --format"
+            f"{path}: its name does not end in .jsonl, .csv or .parquet (.gz and .zst may follow .jsonl and .csv); "
+            "say --format"
         )
+    if chosen == "parquet" and path.lower().endswith(COMPRESSIONS):
+        raise DatasetError(f"{path}: Parquet is compressed inside; give a file that ends in .parquet and nothing more")
     return chosen
 
 

@@ -48,6 +48,7 @@ def test_csv_with_quotes_and_newlines(tmp_path):
         ("a.csv", "prompt\na,b\n", "line 2: has more fields"),
         ("a.csv", "prompt\n", "has no rows"),
         ("a.parquet", "no parquet", "cannot be read as Parquet .*not a parquet file"),
+        ("a.parquet.gz", "x", "Parquet is compressed inside; give a file that ends in .parquet"),
         ("a.txt", "x", "say --format"),
     ],
 )

@@ -132,6 +132,8 @@ def test_a_pipe_is_written_to_and_not_replaced(ledger, finished):
     ("target", "more", "message"),
     [
         ("out.txt", {}, "say --format"),
+        ("out.parquet.gz", {}, "Parquet is compressed inside; give a file that ends in .parquet"),
+        ("out.zst", {"file_format": "parquet"}, "Parquet is compressed inside"),
         ("nowhere/out.jsonl", {}, "there is no folder"),
         ("-", {"file_format": "parquet"}, "cannot be written to stdout"),
         ("out.jsonl", {"shape": "preference", "by": {"kind": 1.0}}, r"--by kind: .*helpful, harmless"),

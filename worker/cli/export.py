@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 EXPORT_OPTIONS = (
     click.option("-o", "--output", required=True,
-                 help="Results: .jsonl, .csv, .parquet (.gz or .zst may follow), or - for stdout."),
+                 help="Results: .jsonl or .csv (.gz or .zst may follow), .parquet, or - for stdout."),
     click.option("--as", "shape", type=click.Choice(["completions", "preference", "sft"]), default="completions",
                  show_default=True, help="preference: best and worst of the samples; sft: best of n."),
     click.option("--by", metavar="ARM[=W],…", help="Choose by these rewards.  [the weights of the job]"),
