@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+import db.results
+from db.datasets import DatasetSource, open_dataset
+from db.results import OWN_COLUMNS
 from models.registry import registry_of
+from models.spec import SamplingParams
 from tests.docs import shell
 from tests.docs.conftest import lines_of
 from tests.docs.pages import LANGUAGES, blocks, pages
@@ -84,6 +88,32 @@ def test_every_query_runs_on_both_databases_and_finds_something(results_ledger):
     for query in queries:
         with ledger.connect() as connection:
             assert connection.execute(sa.text(query.replace("job-…", job_id))).all(), query
+
+
+@pytest.mark.parametrize("prompt", ["as shown", REFUSE])
+def test_the_rows_shown_go_in_and_come_out_like_that(ledger, submit, run_shards, tmp_path, prompt):
+    page = Path("docs/datasets.md").read_text()
+    given, shown = (json.loads(block.text) for block in blocks("json") if Path(block.page).name == "datasets.md")
+    if prompt == REFUSE:
+        given |= {"prompt": REFUSE}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(given))
+    (row,) = open_dataset(DatasetSource(str(tmp_path / "rows.jsonl")))
+    job_id = submit(row.row, arms=[{"name": name, "ref": "x"} for name in given["weights"]])
+    run_shards(*shard_ids_of(ledger))
+    (out,) = db.results.export_rows(ledger, job_id)
+    passed_on = list(shown)[list(shown).index("error") + 1 :]
+    if prompt == REFUSE:
+        assert list(out) == ["id", "sample", "error", *passed_on]
+        assert out["error"].keys() == {"code", "message"}
+        return
+    assert list(out) == list(shown)
+    for name in ("id", "sample", "finish_reason", "error", *passed_on):
+        assert out[name] == shown[name], name
+    assert shown["rewards"] == {name: sum(values) for name, values in shown["token_rewards"].items()}
+    per_token = [shown["logprobs"], shown["base_logprobs"], *shown["token_rewards"].values()]
+    assert {len(values) for values in per_token} == {len(shown["tokens"])}
+    for name in (*SamplingParams.model_fields, *OWN_COLUMNS):
+        assert f"`{name}`" in page or f'"{name}"' in page, name
 
 
 def test_every_registry_shown_is_one(tmp_path):
