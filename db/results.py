@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from db.datasets.columns import set_aside
 from db.session import Ledger, reading
 from db.spans import Span, all_spans, ready_span
 from db.tables import completions, requests, token_rewards
@@ -18,7 +19,7 @@ OWN_COLUMNS = (
     "id", "sample", "completion", "finish_reason", "tokens", "logprobs", "base_logprobs",
     "rewards", "token_rewards", "prompt_tokens", "error",
 )  # fmt: skip
-"""Columns of an output row; one of the input with such a name comes out as `input_NAME`."""
+"""Columns of an output row; but for `id`, one of the input with such a name comes out as `input_NAME`."""
 CURSOR_ROWS = 1000
 
 
@@ -110,7 +111,7 @@ def output_row(request: Any, completion: Any, rewards: list[Any]) -> dict[str, A
 
 def passed_on(row: dict[str, Any]) -> dict[str, Any]:
     """The columns of the input as they come out."""
-    return {name if name not in OWN_COLUMNS else f"input_{name}": row[name] for name in row if name != "id"}
+    return {set_aside(name, OWN_COLUMNS, row): value for name, value in row.items() if name != "id"}
 
 
 def row_id(row: dict[str, Any], index: int) -> Any:

@@ -1,7 +1,7 @@
 """Which columns of a dataset mean what."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -59,13 +59,12 @@ class Columns:
     def row(self, source: dict[str, Any]) -> dict[str, Any]:
         """A row of the dataset with our names.
 
-        A column that would stand beside the one chosen in its place becomes `input_NAME`.
+        A column that would stand beside the one chosen in its place is set aside.
         """
         row = {role: source[name] for role, name in self.named.items() if name in source}
-        moved = set(self.named.values())
-        for name, value in source.items():
-            if name not in moved:
-                row[f"input_{name}" if name in self._in_the_way else name] = value
+        others = {name: value for name, value in source.items() if name not in self.named.values()}
+        for name, value in others.items():
+            row[set_aside(name, self._in_the_way, others)] = value
         if self.template is not None:
             row["prompt"] = self.template.render(source)
         for name in STRUCTURED:
@@ -109,6 +108,17 @@ class Columns:
 
 def _value_of(named: str | None, *defaults: str) -> str:
     return f"column {' or '.join(map(repr, defaults))}" if named is None else f"value in column {named!r}"
+
+
+def set_aside(name: str, taken: Container[str], others: Container[str]) -> str:
+    """The name under which a column of a row is kept: its own, or where that is taken, `input_NAME`.
+
+    Where one of the row's other columns has that name, `input_` comes before it once more.
+    """
+    free = name
+    while free in taken or (free != name and free in others):
+        free = f"input_{free}"
+    return free
 
 
 def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: int = 1) -> Iterator[NewRow]:

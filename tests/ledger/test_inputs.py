@@ -199,6 +199,33 @@ def test_columns_may_be_named_in_batch_request_files(batch_file):
         read(batch_file(batch_request()), prompt="question")
 
 
+@pytest.mark.parametrize(
+    ("row", "chosen", "expected"),
+    [
+        (
+            {"prompt": "old", "question": "new"},
+            {"prompt": "question"},
+            {"input_prompt": "old", "prompt": "new"},
+        ),
+        (
+            {"prompt": "p", "id": 1, "input_id": 2, "input_input_id": 3, "key": 4},
+            {"id": "key"},
+            {"prompt": "p", "input_input_input_id": 1, "input_id": 2, "input_input_id": 3, "id": 4},
+        ),
+        ({"prompt": "a", "input_prompt": "b"}, {"prompt": "input_prompt"}, {"input_prompt": "a", "prompt": "b"}),
+        (
+            {"prompt": "a", "response": "b"},
+            {"prompt": "response", "response": "prompt"},
+            {"response": "a", "prompt": "b"},
+        ),
+    ],
+)
+def test_a_column_in_the_way_of_a_chosen_one_is_kept(tmp_path, row, chosen, expected):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    assert read(path, **chosen) == [expected]
+
+
 def test_csv_cells_may_hold_messages_weights_and_sampling(tmp_path):
     path = tmp_path / "rows.csv"
     messages = [{"role": "user", "content": "Hi"}]

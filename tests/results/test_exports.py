@@ -99,6 +99,23 @@ def test_a_column_that_gave_way_to_the_id_is_passed_on(ledger, finished):
     assert (row["id"], row["input_id"]) == ("u", 1)
 
 
+def read(path):
+    """The rows of a file that was written."""
+    if path.suffix == ".csv":
+        return pd.read_csv(path, dtype=str).to_dict("records")
+    return pq.read_table(path).to_pylist() if path.suffix == ".parquet" else list(map(json.loads, path.open()))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_no_column_of_the_input_is_lost_or_merged_with_another(finished, write, name):
+    columns = {"input_id": "kept", "sample": "s", "input_sample": "t", "input_tokens": "u", "finish_reason": "v"}
+    row, *_ = read(write(finished([{"id": "a", "prompt": "p", **columns}]), name))
+    renamed = {"input_input_sample": "s", "input_finish_reason": "v"}
+    unchanged = {"input_id": "kept", "input_sample": "t", "input_tokens": "u"}
+    assert {name: value for name, value in row.items() if name.startswith("input_")} == renamed | unchanged
+    assert row["id"] == "a"
+
+
 @pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst", "out.csv.gz"])
 def test_files_are_compressed_as_their_name_says(finished, write, name):
     path = write(finished(["a"]), name)
