@@ -1,6 +1,6 @@
 """Reading the results of a job: as rows, as Arrow tables, as pandas frames; whole, or as they come."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,9 @@ def output_row(request: Any, completion: Any, rewards: list[Any]) -> dict[str, A
     return own | passed_on(request.row)
 
 
-def passed_on(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns of the input as they come out."""
-    return {set_aside(name, OWN_COLUMNS, row): value for name, value in row.items() if name != "id"}
+def passed_on(row: dict[str, Any], own: Container[str] = OWN_COLUMNS) -> dict[str, Any]:
+    """The columns of the input as they come out beside our `own` ones."""
+    return {set_aside(name, own, row): value for name, value in row.items() if name != "id"}
 
 
 def row_id(row: dict[str, Any], index: int) -> Any:

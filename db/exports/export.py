@@ -1,6 +1,6 @@
 """One export of a job's results to a file."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal, TypeVar
 
@@ -25,6 +25,9 @@ from db.spans import Span, all_spans
 OPENAI = "openai"
 PER_TOKEN = ("tokens", "logprobs", "base_logprobs", "token_rewards")
 """Left out of CSV."""
+FLATTENED = ("rewards", "error")
+"""In CSV a column for each field."""
+PLAIN = tuple(name for name in OWN_COLUMNS if name not in (*PER_TOKEN, *FLATTENED))
 
 T = TypeVar("T")
 
@@ -149,25 +152,29 @@ def _write_completions(
     if chosen == "jsonl":
         write_jsonl(rows, file)
     else:
-        write_csv(map(_flat, rows), _csv_columns(ledger, job), file)
+        own = _own_csv_columns(job)
+        write_csv((_flat(row, own) for row in rows), [*own, *_passed_csv_columns(ledger, job, own)], file)
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without lists, with a column for each ARM's reward."""
-    flat = {name: value for name, value in row.items() if name not in (*PER_TOKEN, "rewards", "error")}
-    flat |= {f"rewards.{arm}": total for arm, total in (row.get("rewards") or {}).items()}
-    return flat | {f"error.{name}": value for name, value in (row["error"] or {}).items()}
+def _own_csv_columns(job: Job) -> list[str]:
+    """Those of an output row without lists, with a column for each ARM's reward."""
+    return [*PLAIN, *(f"rewards.{arm['name']}" for arm in job.spec.get("arms", ())), "error.code", "error.message"]
 
 
-def _csv_columns(ledger: Ledger, job: Job) -> list[str]:
-    """The header: the columns that any row has."""
-    own = [name for name in OWN_COLUMNS if name not in (*PER_TOKEN, "rewards", "error")]
-    rewards = [f"rewards.{arm['name']}" for arm in job.spec.get("arms", ())]
+def _flat(row: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """An output row in these columns, and what the input had."""
+    fields = {f"{name}.{key}": value for name in FLATTENED for key, value in (row.get(name) or {}).items()}
+    plain = {name: row[name] for name in PLAIN if name in row}
+    return plain | fields | passed_on({name: row[name] for name in row if name not in OWN_COLUMNS}, own)
+
+
+def _passed_csv_columns(ledger: Ledger, job: Job, own: Sequence[str]) -> list[str]:
+    """The columns of the input that any row has, as they come out."""
     passed: dict[str, None] = {}
     for span in all_spans(ledger, job.id):
         for _, row in input_rows(ledger, job.id, span):
-            passed |= dict.fromkeys(passed_on(row))
-    return [*own, *rewards, "error.code", "error.message", *(name for name in passed if name not in own)]
+            passed |= dict.fromkeys(passed_on(passed_on(row), own))
+    return list(passed)
 
 
 def _write_chosen(rows: Iterable[dict[str, Any]], chosen: str, shape: str, file: IO[Any]) -> None:

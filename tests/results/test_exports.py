@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from db import jobs
+from db.datasets import Columns, DatasetSource, open_dataset
 from db.datasets.writing import whole_file
 from db.errors import DatasetError
 from db.exports import Export, export
@@ -114,6 +116,34 @@ def test_no_column_of_the_input_is_lost_or_merged_with_another(finished, write, 
     unchanged = {"input_id": "kept", "input_sample": "t", "input_tokens": "u"}
     assert {name: value for name, value in row.items() if name.startswith("input_")} == renamed | unchanged
     assert row["id"] == "a"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_an_export_goes_in_again_and_comes_out_with_all_that_it_had(ledger, fill, finished, tmp_path, name):
+    job = finished([{"id": f"r{i}", "prompt": f"p{i}"} for i in range(3)], failing={2})
+    path = tmp_path / name
+    for _ in range(3):
+        export(ledger, job, Export(str(path)))
+        before = read(path)
+        source = DatasetSource(str(path), Columns(response="completion", needs_response=True))
+        job = jobs.submit(ledger, jobs.NewJob(spec=job.spec, samples=1, kind="score"), open_dataset(source))
+        fill(job)
+    export(ledger, job, Export(str(path)))
+    after = read(path)
+    rewards = "rewards.helpful" if name == "out.csv" else "rewards"
+    for row, other in zip(after[:4], before, strict=False):
+        assert row[f"input_{rewards}"] == other[f"input_{rewards}"]  # of the first export
+        assert row[f"input_input_input_{rewards}"] == other[rewards]
+    assert [row["id"] for row in after] == ["r0", "r0", "r1", "r1", "r2"]
+
+
+def test_csv_columns_of_other_arms_pass_unchanged(finished, write):
+    columns = {"rewards.other": 1, "rewards.helpful": 2, "input_rewards.helpful": 3, "error.code": "x"}
+    row, *_ = read(write(finished([{"id": "a", "prompt": "p", **columns}]), "out.csv"))
+    names = ("rewards.other", "input_input_rewards.helpful", "input_rewards.helpful", "input_error.code")
+    assert [row[name] for name in names] == ["1", "2", "3", "x"]
+    assert float(row["rewards.helpful"]) != 2
+    assert pd.isna(row["error.code"])
 
 
 @pytest.mark.parametrize("name", ["out.jsonl.gz", "out.jsonl.zst", "out.csv.gz"])
