@@ -1,6 +1,5 @@
 """The outcomes of rows, and how they are stored."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from db.storable import storable
 from db.tables import completions, token_rewards
 
 if TYPE_CHECKING:
     from db.shards import Lease
 
 CREATED_AT = "created_at"
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,3 @@ def _reward_rows(request_id: int, completion: NewCompletion) -> list[dict[str, A
         }
         for arm, values in completion.token_rewards.items()
     ]
-
-
-def storable(text: str) -> str:
-    """The text with U+FFFD for what a database cannot hold: NUL, and half of a surrogate pair that stands alone."""
-    return UNSTORABLE.sub("\ufffd", text)

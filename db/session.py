@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from db.errors import DatabaseUnreachableError, DbError, SchemaOutdatedError
+from db.storable import storable_json
 
 Ledger: TypeAlias = sa.Engine
 """What the functions of this package take first; `connect` gives it."""
@@ -37,6 +38,7 @@ def connect(url: str) -> Ledger:
         return sa.create_engine(
             parsed,
             pool_pre_ping=True,
+            json_serializer=storable_json,
             hide_parameters=True,  # errors are logged, and parameters are people's prompts and completions
             connect_args={"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None},
         )
@@ -63,7 +65,10 @@ def _parsed(url: str) -> sa.URL:
 
 def _connect_sqlite(url: sa.URL) -> Ledger:
     engine = sa.create_engine(
-        url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+        url,
+        json_serializer=storable_json,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
     )
 
     @sa.event.listens_for(engine, "connect")

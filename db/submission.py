@@ -16,6 +16,7 @@ from db.clock import now
 from db.errors import DatasetError, KeyReusedError
 from db.identifiers import new_job_id
 from db.session import Ledger, reading, writing
+from db.storable import storable_json
 from db.tables import JobStatus, ShardState, jobs, requests, shards
 
 BATCH_ROWS = 1000
@@ -24,7 +25,6 @@ BATCH_CHARACTERS = 8 << 20
 BACKSLASH = "\\"
 COPY_ESCAPES = str.maketrans({BACKSLASH: 2 * BACKSLASH, "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 COUNTS = ("attempts", "lone_attempts", "lease_token", "completed_rows", "failed_rows", "generated_tokens")
-_dumps = json.JSONEncoder().encode
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _put_aside(
     with tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as file:
         try:
             for count, row in enumerate(rows, 1):
-                file.write(f"{_dumps([row.custom_id, row.row])}\n")
+                file.write(json.dumps([row.custom_id, row.row]) + "\n")
                 if on_rows is not None and count % BATCH_ROWS == 0:
                     on_rows(count)
             file.seek(0)
@@ -204,7 +204,9 @@ def _copy_requests(connection: sa.Connection, job_id: str, rows: Iterable[NewRow
 
 
 def _copy_line(job_id: str, index: int, row: NewRow) -> str:
-    return f"{job_id}\t{index}\t{_copy_text(row.custom_id)}\t{_dumps(row.row).replace(BACKSLASH, 2 * BACKSLASH)}\n"
+    return (
+        f"{job_id}\t{index}\t{_copy_text(row.custom_id)}\t{storable_json(row.row).replace(BACKSLASH, 2 * BACKSLASH)}\n"
+    )
 
 
 def _copy_text(text: str | None) -> str:

@@ -11,7 +11,7 @@ from db.datasets.batch_requests import from_batch_request, is_batch_request
 from db.datasets.template import Template
 from db.datasets.text import PlacedRow
 from db.errors import DatasetError
-from db.outcomes import storable
+from db.storable import storable
 from db.submission import NewRow
 
 LOOK_AHEAD_ROWS = 100

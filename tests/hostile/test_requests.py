@@ -12,7 +12,11 @@ import db.jobs
 from db import session
 from db.datasets import DatasetSource
 from db.errors import DatasetError, JobNotFoundError
+from db.points import sweep_points
+from db.results import input_rows
 from db.session import writing
+from db.spans import all_spans
+from db.storable import storable
 from models.errors import ModelsError
 from tests.service.test_shards import shard_ids_of
 from worker.submission import Submission, submit
@@ -159,10 +163,25 @@ def test_code_in_prompts_and_ids_comes_out_as_it_went_in(submit, service, ledger
     job_id = submit(*rows)
     run_shards(*shard_ids_of(ledger))
     out = results(job_id)
-    assert [row["id"] for row in out] == [row["id"] for row in rows]
-    assert [row["completion"] for row in out] == [row["prompt"][::-1].replace("\x00", "\ufffd") for row in rows]
-    assert all(out_row[row["id"]] == row["id"] for out_row, row in zip(out, rows, strict=True))
+    kept = [row["id"].replace("\x00", "\ufffd") for row in rows]
+    assert [row["id"] for row in out] == kept
+    assert [row["completion"] for row in out] == [text[::-1] for text in kept]
+    assert all(row[text] == text for row, text in zip(out, kept, strict=True))
     assert job(job_id).status == "completed"
+
+
+@pytest.mark.parametrize("text", ["\x00", "half \ud800", "\udc00 the other", "\\u0000 \x00"])
+def test_a_row_that_no_database_can_hold_spoils_no_query(submit, ledger, run_shards, job, text):
+    row = {"prompt": f"p {text}", "label": {text: [text]}, "weights": {"a": 1.0}, "emoji": "🎉"}
+    job_id = submit(row, {"prompt": "q"})
+    run_shards(*shard_ids_of(ledger))
+    with ledger.connect() as connection:
+        found = connection.execute(sa.text("""SELECT "row" ->> 'prompt', "row" ->> 'emoji', results.* FROM results"""))
+        stored = storable(text)
+        assert found.fetchone()[:2] == (f"p {stored}", "🎉")
+    assert {str(point.weights) for point in sweep_points(ledger, job_id)} == {"{}", "{'a': 1.0}"}
+    (span,) = all_spans(ledger, job_id)
+    assert input_rows(ledger, job_id, span)[0][1]["label"] == {stored: [stored]}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_slow_rows_keep_no_other_writer_waiting(ledger, ledger_url, submit, monk
         stored = connection.execute(sa.select(requests).where(requests.c.job_id == job.id, requests.c.row_index == 7))
         row = stored.one()
     assert row.custom_id == "7\n\u2028\ufffd"
-    assert row.row == {"prompt": "naïve \ud800\u2028", "number": 10**30 + 7}
+    assert row.row == {"prompt": "naïve \ufffd\u2028", "number": 10**30 + 7}
     assert jobs.submit(ledger, jobs.NewJob(spec={}, samples=1, key="k"), rows()).id == job.id
     assert another_job.id != job.id
     other.dispose()

@@ -42,15 +42,21 @@ def close(one, other):
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "-"])
-def test_half_of_a_surrogate_pair_in_a_row_is_written(ledger, finished, tmp_path, capsys, name):
+def test_half_of_a_surrogate_pair_in_a_row_is_replaced(ledger, finished, tmp_path, capsys, name):
     job = finished([{"id": "a", "prompt": "p", "label": "half \ud800"}])
     target = tmp_path / name
     export(ledger, job, Export(name if name == "-" else str(target)))
     if name == "out.parquet":
-        assert pq.read_table(target).column("label").to_pylist() == ["half ?"] * 2
+        assert pq.read_table(target).column("label").to_pylist() == ["half \ufffd"] * 2
     else:
         written = capsys.readouterr().out if name == "-" else target.read_text(encoding="utf-8")
-        assert written.count("half \\ud800") == 2
+        assert written.count("half \ufffd") == 2
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_escapes_it(tmp_path):
+    with whole_file(str(tmp_path / "out.jsonl")) as file:
+        file.write("half \ud800")
+    assert (tmp_path / "out.jsonl").read_text() == "half \\ud800"
 
 
 def test_parquet_has_the_rows_with_float32_lists(ledger, finished, write):
