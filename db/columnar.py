@@ -45,11 +45,11 @@ class ArrowResults:
         Raises:
             JobNotFoundError: there is no such job.
         """
-        spec = jobs.progress(ledger, job_id).job.spec
+        job = jobs.progress(ledger, job_id).job
         passed = PassedColumns()
         for span in all_spans(ledger, job_id):
             passed.learn(_output_columns(row, index) for index, row in input_rows(ledger, job_id, span))
-        return cls(ledger, job_id, tuple(arm["name"] for arm in spec.get("arms", ())), passed)
+        return cls(ledger, job_id, tuple(job.arms), passed)
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -43,6 +43,11 @@ class Job:
     """When the first worker began; None: none has."""
     finished_at: datetime | None
 
+    @property
+    def arms(self) -> list[str]:
+        """The names of its ARMs."""
+        return [arm["name"] for arm in self.spec.get("arms", ())]
+
 
 @dataclass(frozen=True)
 class JobProgress:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from db.errors import DatasetError
 from db.jobs import Job
 
 Groups = Iterable[tuple[Any, list[dict[str, Any]]]]
@@ -21,19 +20,6 @@ class Chooser:
     """Divide by the number of tokens: a sum of log-probabilities favours short completions."""
     skipped: int = field(default=0, init=False)
     """Rows that gave nothing: failed, or with nothing to choose between."""
-
-    def check(self) -> None:
-        """See whether the job has what is needed to choose.
-
-        Raises:
-            DatasetError: it has no ARM, or not the one named.
-        """
-        known = [arm["name"] for arm in self.job.spec.get("arms", ())]
-        if not known:
-            raise DatasetError(f"{self.job.id} has no ARM, so that there is no reward to choose by")
-        for name in self.by or ():
-            if name not in known:
-                raise DatasetError(f"--by {name}: is no ARM of {self.job.id} (it has: {', '.join(known)})")
 
     def pairs(self, groups: Groups) -> Iterator[dict[str, Any]]:
         """The best and the worst completion of each row: prompt or messages, chosen, rejected, and their rewards."""

@@ -66,8 +66,14 @@ class Exported:
     """Rows of the input that gave no pair, or no best completion."""
 
 
-def check_export(job: Job, wanted: Export) -> None:
+def check_export(wanted: Export, arms: Sequence[str], samples: int, is_sweep: bool) -> None:
     """Find out before the work what would stop the export after it.
+
+    Args:
+        wanted: what to write, and where to.
+        arms: the names of the job's ARMs.
+        samples: completions that it makes per row.
+        is_sweep: whether it is a sweep.
 
     Raises:
         DatasetError: the target cannot be written, or the job has not what is asked for.
@@ -77,13 +83,20 @@ def check_export(job: Job, wanted: Export) -> None:
     if wanted.shape != "completions":
         if chosen == OPENAI:
             raise DatasetError("--format openai writes completions; leave out --as")
-        _chooser(job, wanted).check()
-        if job.samples < 2 and wanted.shape == "preference":
+        if not arms:
+            raise DatasetError(f"--as {wanted.shape}: the job has no ARM, so that there is no reward to choose by")
+        for name in wanted.by or ():
+            if name not in arms:
+                raise DatasetError(f"--by {name}: is no ARM of the job (it has: {', '.join(arms)})")
+        if samples < 2 and wanted.shape == "preference":
             raise DatasetError(
-                f"{job.id} has one sample per row; pairs need several: submit it with --samples 2 or more"
+                "--as preference: the job has one sample per row, and pairs need several; "
+                "submit it with --samples 2 or more"
             )
-    if chosen == OPENAI and job.sweep:
-        raise DatasetError(f"{job.id} is a sweep: it has several results for each custom_id; export it as .jsonl")
+    if chosen == OPENAI and is_sweep:
+        raise DatasetError(
+            "the job is a sweep, with several results for each custom_id; OpenAI's format has one: export it as .jsonl"
+        )
 
 
 def export(
@@ -106,9 +119,9 @@ def export(
         DatasetError: as `check_export`, or the file cannot be written.
         DatabaseUnreachableError: the database does not answer.
     """
-    check_export(job, wanted)
+    check_export(wanted, job.arms, job.samples, bool(job.sweep))
     chosen = wanted.chosen_format
-    chooser = _chooser(job, wanted)
+    chooser = Chooser(job, wanted.by, wanted.per_token)
     counted = _Counted(on_rows)
     spans = all_spans(ledger, job.id) if spans is None else spans
     with whole_file(wanted.target, is_binary=chosen == "parquet") as file:
@@ -122,10 +135,6 @@ def export(
             rows = chooser.pairs(groups) if wanted.shape == "preference" else chooser.best(groups)
             _write_chosen(counted.each(rows), chosen, wanted.shape, file)
     return Exported(counted.count, chooser.skipped)
-
-
-def _chooser(job: Job, wanted: Export) -> Chooser:
-    return Chooser(job, wanted.by, wanted.per_token)
 
 
 class _Counted:
@@ -158,7 +167,7 @@ def _write_completions(
 
 def _own_csv_columns(job: Job) -> list[str]:
     """Those of an output row without lists, with a column for each ARM's reward."""
-    return [*PLAIN, *(f"rewards.{arm['name']}" for arm in job.spec.get("arms", ())), "error.code", "error.message"]
+    return [*PLAIN, *(f"rewards.{arm}" for arm in job.arms), "error.code", "error.message"]
 
 
 def _flat(row: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Results through the command line: files that go in again."""
+"""Results through the command line: files that go in again, exports that cannot be."""
 
 import json
 
 import pandas as pd
+import pytest
 
 
 def test_a_csv_of_run_can_be_scored_with_nothing_lost(genarm, models, tmp_path):
@@ -17,3 +18,34 @@ def test_a_csv_of_run_can_be_scored_with_nothing_lost(genarm, models, tmp_path):
     before, after = (pd.read_csv(tmp_path / name).to_dict("records") for name in ("out.csv", "again.csv"))
     assert [row["input_rewards.arm"] for row in after] == [row["rewards.arm"] for row in before]
     assert [(row["id"], row["input_id"]) for row in after] == [("k0", "old 0"), ("k1", "old 1")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "out.jsonl", "--as", "preference"], "--samples 2 or more"),
+        (["-o", "out.jsonl", "--as", "preference", "-n", "2", "--by", "typo"], "--by typo: is no ARM of the job"),
+        (["-o", "out.jsonl", "--as", "sft", "--output-format", "openai"], "leave out --as"),
+        (["-o", "out.jsonl", "--output-format", "openai", "--sweep", "arm=0,1"], "is a sweep"),
+        (["-o", "nowhere/out.jsonl"], "there is no folder nowhere"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_before_the_work(genarm_here, models, prompts, options, message):
+    arm = ["--arm", models / "arm", "1"]
+    refused = genarm_here("run", prompts, "--base", models / "base", *arm, *options)
+    assert refused.exit_code == 2, refused.output
+    assert message in refused.stderr
+    assert genarm_here("job", "list", "--json").stdout == ""
+
+
+def test_a_job_without_arms_has_nothing_to_choose_by(genarm_here, models, prompts):
+    refused = genarm_here("run", prompts, "-o", "out.jsonl", "--base", models / "base", "--as", "sft", "-n", "2")
+    assert refused.exit_code == 2
+    assert "has no ARM" in refused.stderr
+
+
+@pytest.mark.parametrize("option", [["--as", "preference"], ["--by", "arm"], ["--per-token"]])
+def test_score_has_no_samples_to_choose_among(genarm_here, models, prompts, option):
+    refused = genarm_here("score", prompts, "-o", "out.jsonl", "--arm", models / "arm", *option)
+    assert refused.exit_code == 2
+    assert "No such option" in refused.stderr

@@ -138,13 +138,6 @@ def test_following_writes_all_rows_of_a_job_that_is_not_done_yet(genarm, start_g
     assert len(exported.stdout.splitlines()) == 4
 
 
-def test_a_target_that_cannot_be_written_is_refused_before_the_work(genarm, base, prompts):
-    refused = genarm("run", prompts, "-o", "nowhere/out.jsonl", *base)
-    assert refused.returncode == 2
-    assert "there is no folder nowhere" in refused.stderr
-    assert genarm("job", "list", "--json").stdout == ""
-
-
 def test_a_reader_that_goes_away_is_no_error(environment, tmp_path):
     ledger = open_ledger(Settings(home=tmp_path / ".genarm"))
     job = filled.submit(ledger, [f"p{i}" for i in range(2000)], shard_rows=500)

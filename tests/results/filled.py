@@ -41,8 +41,7 @@ def fill(ledger, job, failing=(), shards_at_most=None, seed=0):
 def _outcome(lease, job, row, fails, seed):
     if fails:
         return RowOutcome(lease, row.request_id, [], ("prompt_too_long", "the prompt has 9 tokens, the context 8"))
-    arms = [arm["name"] for arm in job.spec["arms"]]
-    made = [_completion(random.Random(f"{seed} {row.index} {s}"), s, arms, row) for s in range(job.samples)]
+    made = [_completion(random.Random(f"{seed} {row.index} {s}"), s, job.arms, row) for s in range(job.samples)]
     return RowOutcome(lease, row.request_id, made, None)
 
 

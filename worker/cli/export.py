@@ -22,9 +22,7 @@ from worker.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXPORT_OPTIONS = (
-    click.option("-o", "--output", required=True,
-                 help="Results: .jsonl or .csv (.gz or .zst may follow), .parquet, or - for stdout."),
+CHOICE_OPTIONS = (
     click.option("--as", "shape", type=click.Choice(["completions", "preference", "sft"]), default="completions",
                  show_default=True, help="preference: best and worst of the samples; sft: best of n."),
     click.option("--by", metavar="ARM[=W],…", help="Choose by these rewards.  [the weights of the job]"),
@@ -32,20 +30,28 @@ EXPORT_OPTIONS = (
 )  # fmt: skip
 
 
-def export_options(format_name: str) -> Callable[[F], F]:
-    """Add the options of an export to a command; that of its format has another name where --format is the input's."""
+def output_options(format_name: str) -> Callable[[F], F]:
+    """Add the options of a file of results; that of its format has another name where --format is the input's."""
+    target = click.option(
+        "-o",
+        "--output",
+        required=True,
+        help="Results: .jsonl or .csv (.gz or .zst may follow), .parquet, or - for stdout.",
+    )
+    file_format = click.option(
+        format_name,
+        "output_format",
+        type=click.Choice(["jsonl", "csv", "parquet", "openai"]),
+        help="Of the output, where its name does not tell; openai: batch results, one object per custom_id.",
+    )
+    return lambda command: file_format(target(command))
 
-    def add(command: F) -> F:
-        for option in reversed(EXPORT_OPTIONS):
-            command = option(command)
-        return click.option(
-            format_name,
-            "output_format",
-            type=click.Choice(["jsonl", "csv", "parquet", "openai"]),
-            help="Of the output, where its name does not tell; openai: batch results, one object per custom_id.",
-        )(command)
 
-    return add
+def choice_options(command: F) -> F:
+    """Add the options that choose among the samples of a row."""
+    for option in reversed(CHOICE_OPTIONS):
+        command = option(command)
+    return command
 
 
 def export_of(options: dict[str, Any]) -> Export:
@@ -54,8 +60,8 @@ def export_of(options: dict[str, Any]) -> Export:
     Raises:
         DatasetError: --by cannot be read.
     """
-    target, file_format, shape = (options.pop(name) for name in ("output", "output_format", "shape"))
-    by, per_token = options.pop("by"), options.pop("per_token")
+    target, file_format = options.pop("output"), options.pop("output_format")
+    shape, by, per_token = options.pop("shape", "completions"), options.pop("by", None), options.pop("per_token", False)
     if shape == "completions" and (by or per_token):
         raise DatasetError("--by and --per-token choose among samples; give --as preference or --as sft")
     return Export(target, file_format, shape, None if by is None else _weights(by), per_token)
@@ -89,7 +95,8 @@ def write_export(ledger: Ledger, job: Job, wanted: Export, is_followed: bool = F
 
 @click.command("export")
 @job_id_argument
-@export_options("--format")
+@output_options("--format")
+@choice_options
 @click.option("--follow", is_flag=True, help="Go on until the job has ended, writing rows as they are finished.")
 @json_option
 @click.pass_context
@@ -108,7 +115,7 @@ def export_job(context: click.Context, /, job_id: str, follow: bool, as_json: bo
     wanted = export_of(options)
     if as_json and wanted.target == "-":
         raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
-    check_export(job, wanted)
+    check_export(wanted, job.arms, job.samples, bool(job.sweep))
     exported = write_export(ledger, job, wanted, follow)
     if as_json:
         console.out_json({"id": job.id, "file": wanted.target, **asdict(exported)})

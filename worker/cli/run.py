@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 import db.jobs
-from db.datasets.writing import check_target
 from db.errors import DatasetError
+from db.exports import check_export
 from worker.cli import console
 from worker.cli.errors import Exit
-from worker.cli.export import export_of, export_options, write_export
+from worker.cli.export import choice_options, export_of, output_options, write_export
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.job import facts
 from worker.cli.options import generation_options, json_option, submission_of
@@ -23,7 +23,8 @@ from worker.submission import Submission, submit
 
 @click.command()
 @click.argument("source", metavar="INPUT")
-@export_options("--output-format")
+@output_options("--output-format")
+@choice_options
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @generation_options
 @json_option
@@ -57,7 +58,8 @@ def run_to_file(
     wanted = export_of(options)
     if as_json and wanted.target == "-":
         raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
-    check_target(wanted.target, wanted.chosen_format)
+    spec = submission.spec
+    check_export(wanted, [arm["name"] for arm in spec["arms"]], spec.get("samples", 1), bool(submission.sweep))
     ledger = open_ledger(settings)
     with console.rows_read(submission.source.name) as on_rows:
         job = submit(ledger, settings, submission, on_rows)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from worker.cli.export import export_options
+from worker.cli.export import output_options
 from worker.cli.options import absolute, arms_of, dataset_of, job_options, json_option
 from worker.cli.run import run_to_file
 from worker.scoring import KIND
@@ -14,7 +14,7 @@ from worker.submission import Submission
 
 @click.command()
 @click.argument("source", metavar="INPUT")
-@export_options("--output-format")
+@output_options("--output-format")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @click.option("--arm", "arms", multiple=True, required=True, metavar="[NAME=]REF", help="An ARM. Repeatable.")
 @click.option("--base", metavar="REF", help="Give the base's log-probabilities too, for rewards relative to it.")

@@ -76,7 +76,7 @@ def collect(ledger: Ledger, progress: JobProgress, limit: int) -> ReportData:
     front = front_of(ledger, job)
     data = ReportData(
         facts={},
-        arms=[arm["name"] for arm in job.spec.get("arms", ())],
+        arms=job.arms,
         entries=Entries(),
         prompts=[],
         failures={},
