@@ -22,15 +22,22 @@ class Chooser:
     """Rows that gave nothing: failed, or with nothing to choose between."""
 
     def pairs(self, groups: Groups) -> Iterator[dict[str, Any]]:
-        """The best and the worst completion of each row: prompt or messages, chosen, rejected, and their rewards."""
+        """The best and the worst completion of each row: prompt, chosen, rejected, and their rewards.
+
+        All three are text for a prompt, and lists of messages for a chat, as DPO trainers take them.
+        """
         for request, rows in groups:
             ranked = self._ranked(request, rows)
-            if len(ranked) < 2 or ranked[0][1] == ranked[-1][1]:
+            if len(ranked) < 2 or ranked[0][0] == ranked[-1][0] or ranked[0][1] == ranked[-1][1]:
                 self.skipped += 1
                 continue
             (best, chosen), (worst, rejected) = ranked[0], ranked[-1]
-            rewards = {"chosen_reward": best, "rejected_reward": worst}
-            yield {"id": rows[0]["id"], **_prompt(request), "chosen": chosen, "rejected": rejected, **rewards}
+            messages = request.row.get("messages")
+            if messages is None:
+                pair = {"prompt": request.row.get("prompt"), "chosen": chosen, "rejected": rejected}
+            else:
+                pair = {"prompt": messages, "chosen": [_reply(chosen)], "rejected": [_reply(rejected)]}
+            yield {"id": rows[0]["id"], **pair, "chosen_reward": best, "rejected_reward": worst}
 
     def best(self, groups: Groups) -> Iterator[dict[str, Any]]:
         """The best completion of each row: prompt and completion, or messages that end with it; and its reward."""
@@ -40,11 +47,11 @@ class Chooser:
                 self.skipped += 1
                 continue
             reward, completion = ranked[0]
-            answered = _prompt(request)
-            if "messages" in answered:
-                answered["messages"] = [*answered["messages"], {"role": "assistant", "content": completion}]
+            messages = request.row.get("messages")
+            if messages is None:
+                answered = {"prompt": request.row.get("prompt"), "completion": completion}
             else:
-                answered["completion"] = completion
+                answered = {"messages": [*messages, _reply(completion)]}
             yield {"id": rows[0]["id"], **answered, "reward": reward}
 
     def _ranked(self, request: Any, rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
@@ -64,7 +71,5 @@ class Chooser:
         return total / max(len(row["tokens"] or ()), 1) if self.per_token else total
 
 
-def _prompt(request: Any) -> dict[str, Any]:
-    if request.row.get("messages") is not None:
-        return {"messages": request.row["messages"]}
-    return {"prompt": request.row.get("prompt")}
+def _reply(completion: str) -> dict[str, str]:
+    return {"role": "assistant", "content": completion}

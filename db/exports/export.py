@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import IO, Any, Literal, TypeVar
 
 from db.datasets.reading import format_of
@@ -28,6 +29,12 @@ PER_TOKEN = ("tokens", "logprobs", "base_logprobs", "token_rewards")
 FLATTENED = ("rewards", "error")
 """In CSV a column for each field."""
 PLAIN = tuple(name for name in OWN_COLUMNS if name not in (*PER_TOKEN, *FLATTENED))
+LIKE: dict[str, dict[str, Any]] = {
+    "preference": dict.fromkeys(("id", "prompt", "chosen", "rejected"), "")
+    | dict.fromkeys(("chosen_reward", "rejected_reward"), 0.0),
+    "sft": {"id": "", "prompt": "", "completion": "", "reward": 0.0},
+}
+"""The columns of a table that gets no row."""
 
 T = TypeVar("T")
 
@@ -186,22 +193,33 @@ def _passed_csv_columns(ledger: Ledger, job: Job, own: Sequence[str]) -> list[st
     return list(passed)
 
 
-def _write_chosen(rows: Iterable[dict[str, Any]], chosen: str, shape: str, file: IO[Any]) -> None:
+def _write_chosen(rows: Iterator[dict[str, Any]], chosen: str, shape: str, file: IO[Any]) -> None:
     if chosen == "jsonl":
         write_jsonl(rows, file)
-    elif chosen == "csv":
-        write_csv(rows, _chosen_columns(shape), file)
+        return
+    first = next(rows, None)
+    like = first or LIKE[shape]
+    rows = _of_one_form(chain([first] if first else [], rows), like)
+    if chosen == "csv":
+        if shape == "preference" and _is_chat(like):
+            raise DatasetError("pairs of chats are lists of messages, which CSV cannot hold; export them as .jsonl")
+        write_csv(rows, list(like), file)
     else:
         pa = require_pyarrow()
-        message = pa.struct([("role", pa.string()), ("content", pa.string())])
-        rewards = dict.fromkeys(("chosen_reward", "rejected_reward", "reward"), pa.float64())
-        kinds = {"messages": pa.list_(message), **rewards}
-        schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _chosen_columns(shape)])
+        messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+        kinds = {list: messages, float: pa.float64(), str: pa.string()}
         with_text_ids = ({**row, "id": str(row["id"])} for row in rows)
+        schema = pa.schema([(name, kinds[type(value)]) for name, value in {**like, "id": ""}.items()])
         write_parquet(tables_of(with_text_ids, schema), schema, file)
 
 
-def _chosen_columns(shape: str) -> list[str]:
-    if shape == "preference":
-        return ["id", "prompt", "messages", "chosen", "rejected", "chosen_reward", "rejected_reward"]
-    return ["id", "prompt", "messages", "completion", "reward"]
+def _of_one_form(rows: Iterable[dict[str, Any]], like: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows, which are all prompts or all chats: a column of a table has one type."""
+    for row in rows:
+        if _is_chat(row) != _is_chat(like):
+            raise DatasetError("the job has prompts and chats, which one table cannot hold; export them as .jsonl")
+        yield row
+
+
+def _is_chat(row: dict[str, Any]) -> bool:
+    return "messages" in row or isinstance(row["prompt"], list)

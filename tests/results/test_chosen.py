@@ -3,19 +3,21 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from db.datasets import DatasetSource, open_dataset
+from db.datasets import DatasetSource, open_dataset, placed_rows
 from db.errors import DatasetError
-from db.exports import Export, export
+from db.exports import Export, Exported, export
 from db.results import export_rows
 from models.training.preferences import Preference, parse_preference
 from tests.results import filled
 
 CHAT = [{"role": "user", "content": "Hi"}]
+SYSTEM_AND_CHAT = [{"role": "system", "content": "Be kind"}, *CHAT]
 
 
 @pytest.fixture
@@ -61,11 +63,64 @@ def test_the_weights_of_a_row_choose_unless_others_are_given(ledger, finished, w
     assert (pair["chosen"], pair["rejected"]) == best_and_worst(rows, lambda row: -row["rewards"]["harmless"])
 
 
-def test_pairs_are_what_arm_training_reads(finished, write):
-    job = finished([{"prompt": f"p{i}"} for i in range(5)], samples=3)
-    pairs, _ = write(job, shape="preference")
+@pytest.mark.parametrize("prompt", [{"prompt": "p"}, {"messages": SYSTEM_AND_CHAT}])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_pairs_are_what_arm_training_reads(ledger, finished, tmp_path, prompt, name):
+    job = finished([prompt] * 5, samples=3)
+    export(ledger, job, Export(str(tmp_path / name), shape="preference"))
+    read = [row for _, row in placed_rows(DatasetSource(str(tmp_path / name)))]
+    pairs = [parse_preference("line", row) for row in read]
     assert len(pairs) == 5
-    assert all(isinstance(parse_preference("line", pair), Preference) for pair in pairs)
+    for pair, row in zip(pairs, read, strict=True):
+        assert isinstance(pair, Preference)
+        if "messages" in prompt:
+            assert pair.prompt.messages == SYSTEM_AND_CHAT
+            assert row["chosen"] == [{"role": "assistant", "content": pair.chosen}]
+        else:
+            assert (pair.prompt, pair.chosen) == ("p", row["chosen"])
+
+
+def test_pairs_of_chats_are_conversational_as_trl_has_them(finished, write):
+    """https://huggingface.co/docs/trl/dataset_formats: the prompt and both replies are lists of messages."""
+    (pair,), _ = write(finished([{"messages": CHAT}], samples=3), shape="preference")
+    assert list(pair) == ["id", "prompt", "chosen", "rejected", "chosen_reward", "rejected_reward"]
+    assert pair["prompt"] == CHAT
+    for side in ("chosen", "rejected"):
+        (message,) = pair[side]
+        assert message.keys() == {"role", "content"}
+        assert message["role"] == "assistant"
+    assert pair["chosen"] != pair["rejected"]
+
+
+def test_rows_whose_best_is_no_better_than_their_worst_give_no_pair(ledger, finished, write):
+    job = finished(["p", {"prompt": "q", "weights": {"helpful": 0.0, "harmless": 0.0}}], samples=4)
+    pairs, exported = write(job, shape="preference")
+    assert ([pair["id"] for pair in pairs], exported.skipped) == ([0], 1)
+    assert write(job, shape="preference", by={"helpful": 0.0}) == ([], Exported(0, 2))
+    assert len({row["completion"] for row in export_rows(ledger, job.id)}) == 8
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_table_has_the_columns_of_its_rows(ledger, finished, tmp_path, name):
+    def columns(job, shape):
+        export(ledger, job, Export(str(tmp_path / name), shape=shape))
+        read = pd.read_csv if name == "out.csv" else pd.read_parquet
+        return list(read(tmp_path / name).columns)
+
+    pair = ["id", "prompt", "chosen", "rejected", "chosen_reward", "rejected_reward"]
+    assert columns(finished(["p"], samples=3), "preference") == pair
+    assert columns(finished(["p"], samples=3, failing={0}), "preference") == pair
+    assert columns(finished(["p"]), "sft") == ["id", "prompt", "completion", "reward"]
+    assert columns(finished([{"messages": CHAT}]), "sft") == ["id", "messages", "reward"]
+    for shape in ("preference", "sft"):
+        with pytest.raises(DatasetError, match=r"as \.jsonl"):
+            columns(finished(["p", {"messages": CHAT}], samples=3), shape)
+
+
+def test_pairs_of_chats_do_not_fit_into_csv(ledger, finished, tmp_path):
+    with pytest.raises(DatasetError, match="which CSV cannot hold"):
+        export(ledger, finished([{"messages": CHAT}]), Export(str(tmp_path / "out.csv"), shape="preference"))
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_the_best_of_n_for_prompts_and_chats(ledger, finished, write, tmp_path):
@@ -75,9 +130,9 @@ def test_the_best_of_n_for_prompts_and_chats(ledger, finished, write, tmp_path):
     assert prompted.keys() == {"id", "prompt", "completion", "reward"}
     assert chat["messages"][:1] == CHAT
     assert chat["messages"][1]["role"] == "assistant"
-    export(ledger, job, Export(str(tmp_path / "out.parquet"), shape="sft"))
-    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
-    assert table[1]["messages"] == chat["messages"]
+    export(ledger, finished([{"messages": CHAT}]), Export(str(tmp_path / "out.parquet"), shape="sft"))
+    ((user, reply),) = pq.read_table(tmp_path / "out.parquet").column("messages").to_pylist()
+    assert ([user], reply["role"]) == (CHAT, "assistant")
 
 
 def test_pairs_need_arms_and_samples(ledger, finished, write):
