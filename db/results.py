@@ -1,7 +1,6 @@
 """Reading the results of a job: as rows, as Arrow tables, as pandas frames; whole, or as they come."""
 
 from collections.abc import Container, Iterable, Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -42,15 +41,15 @@ def export_groups(
 ) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """Each row of the input that has its outcome (id, row_index, row), with its output rows, one per sample."""
     for span in all_spans(ledger, job_id) if spans is None else spans:
-        for request, pairs in groupby(_requests_and_rows(ledger, job_id, span), key=lambda pair: pair[0]):
-            yield request, [row for _, row in pairs]
+        yield from (group for group in groups_of(ledger, job_id, span) if group[1])
 
 
 def _rows_of(ledger: Ledger, job_id: str, span: Span) -> Iterator[dict[str, Any]]:
-    return (row for _, row in _requests_and_rows(ledger, job_id, span))
+    return (row for _, rows in groups_of(ledger, job_id, span) for row in rows)
 
 
-def _requests_and_rows(ledger: Ledger, job_id: str, span: Span) -> Iterator[tuple[Any, dict[str, Any]]]:
+def groups_of(ledger: Ledger, job_id: str, span: Span) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+    """Each row of the input in a span, with its output rows; none where it has no outcome."""
     page = (
         sa.select(requests.c.id, requests.c.row_index, requests.c.row)
         .where(requests.c.job_id == job_id, requests.c.row_index >= span.first, requests.c.row_index < span.last)
@@ -64,8 +63,8 @@ def _requests_and_rows(ledger: Ledger, job_id: str, span: Span) -> Iterator[tupl
         by_request = _completions(connection, ids)
         rewards = _rewards(connection, ids)
     for row in rows:
-        for completion in by_request.get(row.id, []):
-            yield row, output_row(row, completion, rewards.get((row.id, completion.sample), []))
+        found = by_request.get(row.id, [])
+        yield row, [output_row(row, one, rewards.get((row.id, one.sample), [])) for one in found]
 
 
 def input_rows(ledger: Ledger, job_id: str, span: Span) -> list[tuple[int, dict[str, Any]]]:

@@ -1,28 +1,35 @@
 """Results as OpenAI's batch API gives them: an object per custom_id."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from db.jobs import Job
+from db.jobs import Job, find
+from db.results import groups_of
+from db.session import Ledger
+from db.spans import Span
 
 TEXT_URL = "/v1/completions"
+CANCELLED = {"code": "cancelled", "message": "the job was cancelled before this row was generated"}
 
 
-def batch_result(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The result of one row of the input.
+def batch_results(ledger: Ledger, job: Job, spans: Iterable[Span]) -> Iterator[dict[str, Any]]:
+    """The results of the rows that have their outcome, and errors for those that a cancelled job leaves without one.
 
-    Args:
-        job: its job.
-        request: the row: id, row_index, row.
-        rows: its output rows, by sample.
+    Raises:
+        JobNotFoundError: the job is gone.
+        DatabaseUnreachableError: the database does not answer.
     """
-    first = rows[0]
-    line = {
-        "id": f"batch_req_{request.id}",
-        "custom_id": _custom_id(request),
-        "response": None,
-        "error": first["error"],
-    }
-    if first["error"] is None:
+    for span in spans:
+        has_ended = find(ledger, job.id).status.is_final  # before its rows: an outcome that is missing then never comes
+        for request, rows in groups_of(ledger, job.id, span):
+            if rows or has_ended:
+                yield _result(job, request, rows)
+
+
+def _result(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    error = rows[0]["error"] if rows else CANCELLED
+    line = {"id": f"batch_req_{request.id}", "custom_id": _custom_id(request), "response": None, "error": error}
+    if error is None:
         request_id = f"{job.id}-{request.row_index}"
         line["response"] = {"status_code": 200, "request_id": request_id, "body": _body(job, request, rows)}
     return line

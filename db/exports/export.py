@@ -16,7 +16,7 @@ from db.datasets.writing import (
     write_parquet,
 )
 from db.errors import DatasetError
-from db.exports.batch_results import batch_result
+from db.exports.batch_results import batch_results
 from db.exports.choosing import Chooser
 from db.jobs import Job
 from db.results import OWN_COLUMNS, export_groups, export_rows, input_rows, passed_on
@@ -133,8 +133,7 @@ def export(
     spans = all_spans(ledger, job.id) if spans is None else spans
     with whole_file(wanted.target, is_binary=chosen == "parquet") as file:
         if chosen == OPENAI:
-            groups = export_groups(ledger, job.id, spans)
-            write_jsonl(counted.each(batch_result(job, request, rows) for request, rows in groups), file)
+            write_jsonl(counted.each(batch_results(ledger, job, spans)), file)
         elif wanted.shape == "completions":
             _write_completions(ledger, job, chosen, spans, counted, file)
         else:

@@ -5,6 +5,11 @@ import json
 import pandas as pd
 import pytest
 
+import db.jobs
+from tests.results import filled
+from worker.ledger import open_ledger
+from worker.settings import Settings
+
 
 def test_a_csv_of_run_can_be_scored_with_nothing_lost(genarm, models, tmp_path):
     rows = [{"id": f"old {i}", "key": f"k{i}", "prompt": f"Hi {i}"} for i in range(2)]
@@ -49,3 +54,25 @@ def test_score_has_no_samples_to_choose_among(genarm_here, models, prompts, opti
     refused = genarm_here("score", prompts, "-o", "out.jsonl", "--arm", models / "arm", *option)
     assert refused.exit_code == 2
     assert "No such option" in refused.stderr
+
+
+@pytest.fixture
+def ledger(here):
+    """The ledger of the commands."""
+    ledger = open_ledger(Settings(home=here / ".genarm"))
+    yield ledger
+    ledger.dispose()
+
+
+def test_an_export_says_what_it_lacks(genarm_here, ledger):
+    job = filled.submit(ledger, [f"p{i}" for i in range(1200)], samples=1, shard_rows=400)
+    filled.fill(ledger, job, shards_at_most=1)
+    export = ["job", "export", job.id, "-o", "out.jsonl"]
+    assert "400 of 1,200 rows have an outcome; --follow waits for the rest" in genarm_here(*export).stderr
+    db.jobs.cancel(ledger, job.id)
+    for follow in ([], ["--follow"]):
+        lacking = genarm_here(*export, *follow)
+        assert "400 of 1,200 rows have an outcome\n" in lacking.stderr
+    db.jobs.retry_failed(ledger, job.id)
+    filled.fill(ledger, job)
+    assert "have an outcome" not in genarm_here(*export).stderr

@@ -9,12 +9,14 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from db import jobs
 from db.datasets import DatasetSource, open_dataset, placed_rows
 from db.errors import DatasetError
 from db.exports import Export, Exported, export
 from db.results import export_rows
 from models.training.preferences import Preference, parse_preference
 from tests.results import filled
+from worker.cli.following import followed_spans
 
 CHAT = [{"role": "user", "content": "Hi"}]
 SYSTEM_AND_CHAT = [{"role": "system", "content": "Be kind"}, *CHAT]
@@ -212,6 +214,21 @@ def test_logprobs_of_the_sampled_tokens_come_back_where_they_were_asked_for(
 def test_a_column_called_body_asks_for_nothing(finished, write):
     ((line,), _) = write(finished([{"prompt": "p", "body": "logprobs"}], samples=1), file_format="openai")
     assert line["response"]["body"]["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize("is_followed", [False, True])
+def test_rows_that_a_cancelled_job_left_out_are_errors_of_a_batch(ledger, submit, fill, write, tmp_path, is_followed):
+    job = submit([{"custom_id": f"r{i}", "prompt": "p"} for i in range(6)], samples=2, shard_rows=2)
+    fill(job, shards_at_most=1)
+    lines, _ = write(job, file_format="openai")
+    assert [line["custom_id"] for line in lines] == ["r0", "r1"]
+    jobs.cancel(ledger, job.id)
+    spans = followed_spans(ledger, job.id) if is_followed else None
+    export(ledger, job, Export(str(tmp_path / "out.jsonl"), "openai"), spans)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"r{i}" for i in range(6)]
+    assert [line["error"] and line["error"]["code"] for line in lines] == [None] * 2 + ["cancelled"] * 4
+    assert [line["response"] is None for line in lines] == [False] * 2 + [True] * 4
 
 
 def test_a_sweep_has_no_batch_results(finished, write):

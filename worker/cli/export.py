@@ -10,7 +10,7 @@ import db.jobs
 from db.datasets.writing import is_renamed
 from db.errors import DatasetError
 from db.exports import Export, Exported, check_export, export
-from db.jobs import Job
+from db.jobs import Job, JobProgress
 from db.session import Ledger
 from worker.cli import console
 from worker.cli.errors import Exit
@@ -116,7 +116,18 @@ def export_job(context: click.Context, /, job_id: str, follow: bool, as_json: bo
     if as_json and wanted.target == "-":
         raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
     check_export(wanted, job.arms, job.samples, bool(job.sweep))
+    before = db.jobs.progress(ledger, job.id)
     exported = write_export(ledger, job, wanted, follow)
+    progress = insist(lambda: db.jobs.progress(ledger, job.id)) if follow else before
+    _note_if_partial(progress)
     if as_json:
         console.out_json({"id": job.id, "file": wanted.target, **asdict(exported)})
-    context.exit(exit_code(insist(lambda: db.jobs.progress(ledger, job.id))) if follow else Exit.DONE)
+    context.exit(exit_code(progress) if follow else Exit.DONE)
+
+
+def _note_if_partial(progress: JobProgress) -> None:
+    """Say on stderr that rows are missing from an export."""
+    if progress.pending_rows:
+        total = progress.job.total_rows
+        advice = "" if progress.job.status.is_final else "; --follow waits for the rest"
+        console.note(f"{total - progress.pending_rows:,} of {total:,} rows have an outcome{advice}")
