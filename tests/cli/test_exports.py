@@ -1,6 +1,8 @@
-"""Results through the command line: files that go in again, exports that cannot be."""
+"""Results through the command line: files that go in again, exports that cannot be or are cut short."""
 
 import json
+import signal
+import time
 
 import pandas as pd
 import pytest
@@ -57,9 +59,9 @@ def test_score_has_no_samples_to_choose_among(genarm_here, models, prompts, opti
 
 
 @pytest.fixture
-def ledger(here):
+def ledger(tmp_path):
     """The ledger of the commands."""
-    ledger = open_ledger(Settings(home=here / ".genarm"))
+    ledger = open_ledger(Settings(home=tmp_path / ".genarm"))
     yield ledger
     ledger.dispose()
 
@@ -76,3 +78,19 @@ def test_an_export_says_what_it_lacks(genarm_here, ledger):
     db.jobs.retry_failed(ledger, job.id)
     filled.fill(ledger, job)
     assert "have an outcome" not in genarm_here(*export).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_the_old_file_and_nothing_else(ledger, start_genarm, tmp_path, number):
+    job = filled.submit(ledger, ["a", "b"], shard_rows=1)
+    filled.fill(ledger, job, shards_at_most=1)
+    (tmp_path / "out.jsonl").write_text("old")
+    export = start_genarm("job", "export", job.id, "-o", "out.jsonl", "--follow")
+    while not list(tmp_path.glob(".out.jsonl.*.part")):
+        assert export.poll() is None
+        time.sleep(0.02)
+    export.send_signal(number)
+    assert export.wait(30) == 130
+    assert export.stderr.read() == "Interrupted.\n"
+    assert (tmp_path / "out.jsonl").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out.jsonl"]

@@ -19,6 +19,7 @@ from db.errors import (
 from models.errors import ModelsError
 from models.spec import explain
 from worker.cli import console
+from worker.cli.interrupts import sigterm_like_ctrl_c
 from worker.errors import BrokerUnreachableError, RedisStartError, ServiceError
 
 
@@ -55,12 +56,13 @@ def one_line(error: Exception) -> str:
 
 
 class Group(click.Group):
-    """The root command: our errors become one line on stderr and an exit code."""
+    """The root command: our errors become one line on stderr and an exit code; SIGTERM ends it as Ctrl-C does."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(context)
+            with sigterm_like_ctrl_c():
+                return super().invoke(context)
         except tuple(kind for kind, _ in CODES) as error:
             console.error(one_line(error))
             context.exit(next(code for kind, code in CODES if isinstance(error, kind)))

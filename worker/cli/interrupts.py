@@ -1,4 +1,4 @@
-"""Ctrl-C that asks first: the work at hand is ended tidily, and only a second one breaks it off."""
+"""Signals that end a command: SIGTERM as tidily as Ctrl-C, and Ctrl-C that asks first where work is at hand."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,6 +8,16 @@ from types import FrameType
 from worker.cli import console
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, which service managers and batch queues send, interrupts the block, so that it leaves nothing behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

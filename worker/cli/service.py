@@ -1,6 +1,5 @@
 """`genarm worker` and `genarm up`: what runs on and on."""
 
-import signal
 import time
 from contextlib import ExitStack
 
@@ -59,7 +58,6 @@ def up(as_json: bool) -> None:
     Example:
         genarm up
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # service managers send this, where people type Ctrl-C
     settings = Settings()
     open_ledger(settings).dispose()
     with ExitStack() as stack:
