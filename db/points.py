@@ -1,11 +1,13 @@
 """What each combination of weights gave: the points of a sweep."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
+from db.datasets.sweep import points
+from db.jobs import Job
 from db.session import Ledger, reading
 from db.tables import completions, requests, token_rewards
 
@@ -15,7 +17,7 @@ class Point:
     """The completions of one combination of weights, together."""
 
     weights: dict[str, float]
-    """As the rows asked for them; empty where they asked for none."""
+    """Of the ARMs that are swept, in the order of the sweep."""
     completions: int
     failed: int
     tokens: float | None
@@ -24,65 +26,65 @@ class Point:
     """By ARM: the mean over completions of their mean token reward."""
 
 
-def sweep_points(ledger: Ledger, job_id: str) -> list[Point]:
-    """The points of a job, ordered by their weights; one where it is no sweep.
+def sweep_points(ledger: Ledger, job: Job) -> list[Point]:
+    """The points of a sweep that have outcomes, in the sweep's order; none where the job is no sweep.
+
+    Rows whose `weights` are no object are failed rows of no point.
 
     Raises:
         DatabaseUnreachableError: the database does not answer.
     """
+    if not job.sweep:
+        return []
+    weights = [_weight(arm).label(f"weight_{place}") for place, arm in enumerate(job.sweep)]
+    rewards: dict[tuple[float, ...], dict[str, float]] = {}
     with reading(ledger) as connection:
-        counts = connection.execute(_counts(connection, job_id)).all()
-        rewards: dict[str, dict[str, float]] = {}
-        for weights, arm, mean in connection.execute(_rewards(connection, job_id)).tuples():
-            rewards.setdefault(weights, {})[arm] = mean
-    found = [
-        Point(
-            weights=json.loads(row.weights) or {},
-            completions=row.completions,
-            failed=row.failed,
-            tokens=None if row.tokens is None else float(row.tokens),
-            rewards=rewards.get(row.weights, {}),
-        )
-        for row in counts
-    ]
-    return sorted(found, key=lambda point: list(point.weights.values()))
+        counts = {_key(row, weights): row for row in connection.execute(_counts(job.id, weights))}
+        for row in connection.execute(_rewards(job.id, weights)):
+            rewards.setdefault(_key(row, weights), {})[row.arm] = row.mean
+    found = {tuple(point.values()): point for point in points(job.sweep)}
+    return [_point(found[key], counts[key], rewards.get(key, {})) for key in found if key in counts]
 
 
-def _weights(connection: sa.Connection) -> sa.ColumnElement[Any]:
-    """The weights of a row as JSON text."""
-    if connection.dialect.name == "postgresql":
-        text: sa.ColumnElement[Any] = sa.cast(requests.c.row.op("->")("weights"), sa.Text)
-    else:
-        text = sa.func.json_extract(requests.c.row, "$.weights")
-    return sa.func.coalesce(text, "null").label("weights")
+def _point(weights: dict[str, float], row: sa.Row[Any], rewards: dict[str, float]) -> Point:
+    tokens = None if row.tokens is None else float(row.tokens)
+    return Point(weights, row.completions, row.failed, tokens, rewards)
 
 
-def _counts(connection: sa.Connection, job_id: str) -> sa.Select[Any]:
-    weights = _weights(connection)
+def _weight(arm: str) -> sa.ColumnElement[Any]:
+    """A row's weight of an ARM as JSON text, which both databases keep as it was written; NULL where it has none."""
+    return sa.cast(requests.c.row.op("->")("weights").op("->")(arm), sa.Text)
+
+
+def _key(row: sa.Row[Any], weights: Sequence[sa.Label[Any]]) -> tuple[float, ...]:
+    return tuple(float(getattr(row, weight.name)) for weight in weights)
+
+
+def _counts(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
     return (
         sa.select(
-            weights,
+            *weights,
             sa.func.count(completions.c.completion).label("completions"),
             sa.func.count(completions.c.error_code).label("failed"),
             sa.func.avg(completions.c.completion_tokens).label("tokens"),
         )
         .join(completions, completions.c.request_id == requests.c.id)
-        .where(requests.c.job_id == job_id)
-        .group_by(weights)
+        .where(requests.c.job_id == job_id, *(weight.element.is_not(None) for weight in weights))
+        .group_by(*weights)
     )
 
 
-def _rewards(connection: sa.Connection, job_id: str) -> sa.Select[Any]:
-    weights = _weights(connection)
-    mean = sa.func.avg(token_rewards.c.total / completions.c.completion_tokens)
+def _rewards(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
+    mean = sa.func.avg(token_rewards.c.total / completions.c.completion_tokens).label("mean")
     same = sa.and_(
         token_rewards.c.request_id == completions.c.request_id, token_rewards.c.sample == completions.c.sample
     )
     return (
-        sa.select(weights, token_rewards.c.arm, mean)
+        sa.select(*weights, token_rewards.c.arm, mean)
         .select_from(requests)
         .join(completions, completions.c.request_id == requests.c.id)
         .join(token_rewards, same)
         .where(requests.c.job_id == job_id, completions.c.completion_tokens > 0)
-        .group_by(weights, token_rewards.c.arm)
+        .where(*(weight.element.is_not(None) for weight in weights))
+        .group_by(*weights, token_rewards.c.arm)
     )

@@ -7,8 +7,9 @@ import pytest
 
 from db import jobs
 from db.results import export_rows
+from worker.report.collect import collect
 from worker.report.front import front, hypervolume, worst
-from worker.report.sweep import front_of
+from worker.report.sweep import front_of, label
 
 
 def test_a_point_that_another_dominates_is_not_on_the_front():
@@ -55,3 +56,21 @@ def test_the_front_of_a_job_is_that_of_its_mean_token_rewards(ledger, finished):
     vectors = [(point.rewards["helpful"],) for point in found.points]
     assert found.hypervolume == pytest.approx(vectors[1][0] - worst(vectors)[0])
     assert front_of(ledger, finished(["a"])) is None
+
+
+def test_a_point_is_the_weights_of_the_swept_arms_and_bad_weights_are_of_none(ledger, finished):
+    sweep = {"helpful": [2.0, 0.1, -1.0], "harmless": [0.0, 1.0]}
+    plain = [{"prompt": "p", "weights": {"helpful": a, "harmless": b}} for a in (2.0, 0.1, -1.0) for b in (0.0, 1.0)]
+    with_more = [{**row, "weights": {"third": n, **row["weights"]}} for n, row in enumerate(plain)]
+    bad = [{"prompt": "p", "weights": weights} for weights in (1, "much", [1], True)]
+    count = len(plain + with_more)
+    failing = {0, *range(count, count + len(bad))}
+    job = finished(plain + with_more + bad, sweep=sweep, failing=failing, arms=("helpful", "harmless", "third"))
+    found = front_of(ledger, jobs.find(ledger, job.id))
+    assert [tuple(point.weights.values()) for point in found.points] == [
+        (2.0, 0.0), (2.0, 1.0), (0.1, 0.0), (0.1, 1.0), (-1.0, 0.0), (-1.0, 1.0)
+    ]  # fmt: skip
+    assert [(point.completions, point.failed) for point in found.points] == [(2, 1)] + [(4, 0)] * 5
+    assert all(set(point.rewards) == {"helpful", "harmless", "third"} for point in found.points)
+    data = collect(ledger, jobs.progress(ledger, job.id), 100)
+    assert sorted(set(data.entries.weights)) == sorted(["", *(label(point.weights) for point in found.points)])

@@ -109,10 +109,11 @@ def spread_spans(ledger: Ledger, job: Job, limit: int) -> Iterator[Span]:
 
 def _shown(data: ReportData, groups: Iterable[tuple[Any, list[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
     """The rows, each put down in the entries."""
+    swept = data.front["arms"] if data.front else []
     for request, rows in groups:
         data.prompts.append(_prompt(request.row))
         weights = request.row.get("weights")
-        combination = label(weights) if isinstance(weights, dict) and data.front else ""
+        combination = label({arm: weights[arm] for arm in swept}) if isinstance(weights, dict) else ""
         for row in rows:
             _enter(data, row, combination)
             yield row

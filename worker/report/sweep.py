@@ -34,7 +34,7 @@ def front_of(ledger: Ledger, job: Job) -> Front | None:
     if not job.sweep:
         return None
     arms = list(job.sweep)
-    points = sweep_points(ledger, job.id)
+    points = sweep_points(ledger, job)
     measured = [point for point in points if all(arm in point.rewards for arm in arms)]
     vectors = [tuple(point.rewards[arm] for arm in arms) for point in measured]
     flags = dict(zip(map(id, measured), front(vectors), strict=True))
