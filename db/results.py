@@ -1,6 +1,7 @@
 """Reading the results of a job: as rows, as Arrow tables, as pandas frames; whole, or as they come."""
 
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -119,6 +120,34 @@ def row_id(row: dict[str, Any], index: int) -> Any:
         if row.get(name) is not None:
             return row[name]
     return index
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The rows of a job that failed with one code."""
+
+    code: str
+    rows: int
+    message: str
+    """Of one of them."""
+
+
+def failures(ledger: Ledger, job_id: str) -> list[Failure]:
+    """Why rows of a job failed, the most frequent reason first.
+
+    Raises:
+        DatabaseUnreachableError: the database does not answer.
+    """
+    count = sa.func.count()
+    query = (
+        sa.select(completions.c.error_code, count, sa.func.min(completions.c.error_message))
+        .join(requests, requests.c.id == completions.c.request_id)
+        .where(requests.c.job_id == job_id, completions.c.error_code.is_not(None))
+        .group_by(completions.c.error_code)
+        .order_by(count.desc(), completions.c.error_code)
+    )
+    with reading(ledger) as connection:
+        return [Failure(*row) for row in connection.execute(query)]
 
 
 class Cursor:

@@ -1,6 +1,7 @@
 """Jobs that are filled with results, without an engine."""
 
 import random
+from dataclasses import replace
 
 import sqlalchemy as sa
 
@@ -11,13 +12,13 @@ from db.shards import NewCompletion, RowOutcome
 WORDS = ["The", "cat", "sat", "on", "mats", "and", "looked", "at", "moons", "while", "rain", "fell", "roofs"]
 
 
-def submit(ledger, rows, *, arms=("helpful", "harmless"), samples=2, shard_rows=16, sweep=None, **more):
+def submit(ledger, rows, *, arms=("helpful", "harmless"), samples=2, shard_rows=16, **more):
     """Store a job; a row may be a prompt or a whole row."""
     rows = [row if isinstance(row, dict) else {"prompt": row} for row in rows]
     new = [jobs.NewRow(None if row.get("id") is None else str(row["id"]), row) for row in rows]
     arms = [{"name": arm, "ref": f"models/{arm}", "weight": 1.0} for arm in arms]
     spec = {"base": "models/base", "arms": arms, "samples": samples}
-    job = jobs.NewJob(spec=spec, samples=samples, shard_rows=shard_rows, sweep=sweep, **more)
+    job = jobs.NewJob(spec=spec, samples=samples, shard_rows=shard_rows, **more)
     return jobs.submit(ledger, job, new)
 
 
@@ -42,6 +43,8 @@ def _outcome(lease, job, row, fails, seed):
     if fails:
         return RowOutcome(lease, row.request_id, [], ("prompt_too_long", "the prompt has 9 tokens, the context 8"))
     made = [_completion(random.Random(f"{seed} {row.index} {s}"), s, job.arms, row) for s in range(job.samples)]
+    if job.kind == "score":  # without a base
+        made = [replace(completion, logprobs=None, base_logprobs=None) for completion in made]
     return RowOutcome(lease, row.request_id, made, None)
 
 

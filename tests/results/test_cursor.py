@@ -4,7 +4,7 @@ import pytest
 
 from db import jobs
 from db.errors import JobNotFoundError
-from db.results import Cursor, export_rows
+from db.results import Cursor, Failure, export_rows, failures
 
 
 def test_a_cursor_gives_each_row_once_as_they_come(ledger, submit, fill):
@@ -49,3 +49,14 @@ def test_rows_that_never_came_do_not_hold_up_a_cancelled_job(ledger, submit, fil
 def test_a_job_that_is_not_there(ledger):
     with pytest.raises(JobNotFoundError):
         Cursor(ledger, "job-none").rows()
+
+
+def test_failures_are_counted_by_code_over_the_whole_job(ledger, submit, fill):
+    job = submit([f"p{i}" for i in range(40)], samples=2, shard_rows=8)
+    fill(job, shards_at_most=3, failing={1, 20})
+    jobs.fail_job(ledger, job.id, "model_not_found", "there is no model b")
+    submit(["another"])
+    assert failures(ledger, job.id) == [
+        Failure("model_not_found", 16, "there is no model b"),
+        Failure("prompt_too_long", 2, "the prompt has 9 tokens, the context 8"),
+    ]

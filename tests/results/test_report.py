@@ -7,7 +7,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from db import jobs
 from tests.results.filled import WORDS
-from worker.report.collect import collect
+from worker.report.collect import collect, spread_spans
 from worker.report.page import page as html_page
 
 CHROMIUM = shutil.which("chromium")
@@ -157,11 +157,42 @@ def test_without_a_tokenizer_ids_are_shown_and_without_arms_no_charts(finished, 
     expect(page.locator("#charts")).to_be_hidden()
 
 
+def test_a_scored_job_without_a_base_shows_no_numbers_that_it_lacks(finished, opened):
+    page = opened(finished(["a"], samples=1, kind="score"))
+    expect(page.locator("#relative")).to_be_hidden()
+    expect(page.locator("#weights-label")).to_be_hidden()
+    expect(page.locator("#kl-box")).to_be_hidden()
+    expect(page.locator("#legend")).to_contain_text("helpful finds it likely")
+    expect(page.locator("article header")).not_to_contain_text("KL")
+    assert not [text for text in page.locator("#sort option").all_text_contents() if "KL" in text]
+    token = page.locator("article .token").nth(2)
+    token.hover()
+    expect(page.locator("#tip")).to_contain_text("helpful -")
+    for part in ("log π", "base", "0.000"):
+        expect(page.locator("#tip")).not_to_contain_text(part)
+    with_base = opened(finished(["a"], samples=1))
+    expect(with_base.locator("#relative")).to_be_visible()
+    expect(with_base.locator("article header")).to_contain_text("KL")
+
+
 def test_of_more_rows_than_the_limit_some_are_spread_over_the_job(ledger, finished):
-    job = finished([f"p{i}" for i in range(400)], samples=1)
+    job = finished([f"p{i}" for i in range(400)], samples=1, failing={399, *range(75, 175)})
     data = collect(ledger, jobs.progress(ledger, job.id), 100)
     assert len(data.entries.id) == 100
     assert {int(index) // 200 for index in data.entries.id} == {0, 1}
+    assert "failed" not in data.entries.finish
+    (failure,) = data.failures
+    assert (failure.code, failure.rows) == ("prompt_too_long", 101)
+    assert "9 tokens" in failure.message
+
+
+@pytest.mark.parametrize("total", [60, 61, 99, 100, 119, 1000])
+@pytest.mark.parametrize("limit", [1, 7, 50, 51, 60])
+def test_no_row_is_shown_twice_and_as_many_as_may_be(ledger, submit, total, limit):
+    job = submit([f"p{i}" for i in range(total)], samples=1, shard_rows=1000)
+    shown = [row for span in spread_spans(ledger, job, limit) for row in range(*span)]
+    assert len(set(shown)) == len(shown) == min(limit, total)
+    assert max(shown) < total
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 
 import db.jobs
 from db.jobs import Job, JobProgress
-from db.results import export_groups
+from db.results import Failure, export_groups, failures
 from db.session import Ledger
 from db.spans import Span, all_spans
 from worker.report.sweep import Front, front_of, label
@@ -20,6 +20,7 @@ from worker.report.sweep import Front, front_of, label
 CHUNK = 200
 """Completions whose tokens are packed together; the page unpacks a chunk when one of them is shown."""
 SPAN_ROWS = 50
+"""Longest run of neighbouring rows, where not all are shown."""
 MILLI = 1000
 LOWEST = -32.767
 """Log-probabilities are kept as thousandths in 16 bits; the page says that lower ones are shown as this."""
@@ -49,16 +50,26 @@ class Entries:
 class ReportData:
     """All that a page shows."""
 
-    facts: dict[str, Any]
     arms: list[str]
-    entries: Entries
-    prompts: list[str]
-    failures: dict[str, dict[str, Any]]
-    """By code: how many, and a message."""
-    front: dict[str, Any] | None
+    facts: dict[str, Any] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    """Of the whole job, also of rows that are not shown."""
+    front: dict[str, Any] | None = None
+    entries: Entries = field(default_factory=Entries)
+    prompts: list[str] = field(default_factory=list)
+    has_logprobs: bool = False
+    """False: the job scores, and nobody drew the tokens."""
+    has_base: bool = False
+    """False: the job scores without a base."""
     chunks: list[str] = field(default_factory=list)
     """Tokens and their numbers: gzip, base64."""
     token_ids: set[int] = field(default_factory=set)
+
+    def add(self, groups: Iterable[tuple[Any, list[dict[str, Any]]]], limit: int) -> None:
+        """Put down the first `limit` output rows of these requests (which have a `row`)."""
+        rows = islice(_shown(self, groups), limit)
+        for _, chunk in groupby(enumerate(rows), key=lambda pair: pair[0] // CHUNK):
+            self.chunks.append(_packed([row for _, row in chunk], self.arms))
 
 
 def collect(ledger: Ledger, progress: JobProgress, limit: int) -> ReportData:
@@ -75,18 +86,12 @@ def collect(ledger: Ledger, progress: JobProgress, limit: int) -> ReportData:
     job = progress.job
     front = front_of(ledger, job)
     data = ReportData(
-        facts={},
         arms=job.arms,
-        entries=Entries(),
-        prompts=[],
-        failures={},
+        failures=failures(ledger, job.id),
         front=None if front is None else _front(front),
     )
-    groups = export_groups(ledger, job.id, spread_spans(ledger, job, limit))
-    rows = islice(_shown(data, groups), limit)
-    for _, chunk in groupby(enumerate(rows), key=lambda pair: pair[0] // CHUNK):
-        data.chunks.append(_packed([row for _, row in chunk], data.arms))
-    data.facts = _facts(progress, len(data.entries.id))
+    data.add(export_groups(ledger, job.id, spread_spans(ledger, job, limit)), limit)
+    data.facts = facts_of(progress, len(data.entries.id))
     return data
 
 
@@ -96,15 +101,15 @@ def _front(front: Front) -> dict[str, Any]:
 
 
 def spread_spans(ledger: Ledger, job: Job, limit: int) -> Iterator[Span]:
-    """All rows, or runs of them spread evenly, for so many completions."""
+    """All rows, or runs of them spread evenly and none twice, for so many completions."""
     rows = max(limit // job.samples, 1)
     if job.total_rows <= rows:
         yield from all_spans(ledger, job.id)
         return
-    runs = -(-rows // SPAN_ROWS)
+    runs, left_out = -(-rows // SPAN_ROWS), job.total_rows - rows
     for run in range(runs):
-        first = run * job.total_rows // runs
-        yield Span(first, min(first + SPAN_ROWS, job.total_rows))
+        gaps, begin, end = run * left_out // runs, run * rows // runs, (run + 1) * rows // runs
+        yield Span(gaps + begin, gaps + end)
 
 
 def _shown(data: ReportData, groups: Iterable[tuple[Any, list[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
@@ -133,9 +138,8 @@ def _enter(data: ReportData, row: dict[str, Any], weights: str) -> None:
     entries.kl.append(_kl(row))
     entries.weights.append(weights)
     entries.rewards.append([_rounded((row.get("rewards") or {}).get(arm)) for arm in data.arms])
-    if error:
-        failure = data.failures.setdefault(error["code"], {"count": 0, "message": error["message"]})
-        failure["count"] += 1
+    data.has_logprobs |= row.get("logprobs") is not None
+    data.has_base |= row.get("base_logprobs") is not None
 
 
 def _rounded(number: float | None) -> float | None:
@@ -157,7 +161,10 @@ def _prompt(row: dict[str, Any]) -> str:
 
 
 def _packed(rows: list[dict[str, Any]], arms: list[str]) -> str:
-    """Of all tokens of the rows: ids as int32, then log π, log π_base and each ARM's rewards as int16 thousandths."""
+    """Of all tokens of the rows: ids as int32, then log π, log π_base and each ARM's rewards as int16 thousandths.
+
+    Zeros where there are none; `has_logprobs` and `has_base` say so.
+    """
     with_tokens = [row for row in rows if row.get("tokens")]
     packed = np.array([token for row in with_tokens for token in row["tokens"]], "<i4").tobytes()
     columns = [[row.get(name) for row in with_tokens] for name in ("logprobs", "base_logprobs")]
@@ -169,7 +176,7 @@ def _packed(rows: list[dict[str, Any]], arms: list[str]) -> str:
     return base64.b64encode(gzip.compress(packed, 6, mtime=0)).decode()
 
 
-def _facts(progress: JobProgress, shown: int) -> dict[str, Any]:
+def facts_of(progress: JobProgress, shown: int) -> dict[str, Any]:
     """What stands at the top of the page."""
     job, spec = progress.job, progress.job.spec
     arms = ", ".join(f"{arm['name']} × {arm.get('weight', 1):g}" for arm in spec.get("arms", ()))

@@ -1,6 +1,7 @@
 """The HTML page: data, style, scripts and the plotting library in one file."""
 
 import json
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
@@ -45,7 +46,9 @@ def _content(data: ReportData, token_texts: dict[int, bytes] | None) -> dict[str
         "arms": data.arms,
         "prompts": data.prompts,
         "entries": vars(data.entries),
-        "failures": data.failures,
+        "failures": [asdict(failure) for failure in data.failures],
+        "has_logprobs": data.has_logprobs,
+        "has_base": data.has_base,
         "front": data.front,
         "tokens": None if token_texts is None else {key: text.decode("latin-1") for key, text in token_texts.items()},
     }

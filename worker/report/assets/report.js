@@ -4,7 +4,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const entries = data.entries;
 const PAGE = 20, CHUNK = 200, MILLI = 1000, FULL_SHADE = 3, MOST_POINTS = 2000;
-const state = { query: "", arm: 0, finish: "", weights: "", sort: "order", relative: true, page: 0, found: [] };
+const state = { query: "", arm: 0, finish: "", weights: "", sort: "order", relative: data.has_base, page: 0, found: [] };
 const $ = (id) => document.getElementById(id);
 
 function element(name, attributes = {}, ...children) {
@@ -41,10 +41,9 @@ function showSummary() {
     const text = String(value);
     $("facts").append(element("div", { class: text.length > 60 ? "wide" : "" }, element("dt", {}, name), element("dd", {}, text)));
   }
-  const failures = Object.entries(data.failures);
-  $("failures").hidden = failures.length === 0;
-  for (const [code, failure] of failures) {
-    const cells = [code, String(failure.count), failure.message].map((text) => element("td", {}, text));
+  $("failures").hidden = data.failures.length === 0;
+  for (const failure of data.failures) {
+    const cells = [failure.code, String(failure.rows), failure.message].map((text) => element("td", {}, text));
     $("failures").querySelector("tbody").append(element("tr", {}, ...cells));
   }
 }
@@ -121,10 +120,11 @@ function matches(entry) {
 function sortKeys() {
   const keys = { order: ["order of the input", null] };
   data.arms.forEach((arm, index) => { keys[`arm${index}`] = [`${arm}, per token`, (entry) => perToken(entry, index)]; });
-  keys.kl = ["KL", (entry) => entries.kl[entry]];
+  if (hasKl) keys.kl = ["KL", (entry) => entries.kl[entry]];
   keys.tokens = ["length", (entry) => entries.tokens[entry]];
   return keys;
 }
+const hasKl = data.has_logprobs && data.has_base;
 const keys = sortKeys();
 
 function find() {
@@ -150,7 +150,8 @@ function marked(text) {
 function card(entry) {
   const facts = [element("b", {}, ...marked(entries.id[entry])), `sample ${entries.sample[entry]}`, entries.finish[entry]];
   data.arms.forEach((arm, index) => facts.push(`${arm} ${number(entries.rewards[entry][index])} (${number(perToken(entry, index))} per token)`));
-  facts.push(`KL ${number(entries.kl[entry])}`, `${entries.tokens[entry]} tokens`);
+  if (hasKl) facts.push(`KL ${number(entries.kl[entry])}`);
+  facts.push(`${entries.tokens[entry]} tokens`);
   if (entries.weights[entry]) facts.push(`at ${entries.weights[entry]}`);
   const header = element("header", {}, ...facts.map((fact) => (typeof fact === "string" ? element("span", {}, fact) : fact)));
   const made = element("article", { tabindex: "0", "data-entry": entry }, header);
@@ -194,10 +195,12 @@ function turn(pages) {
 
 function showTip(span) {
   const { id, text, logprob, base, rewards } = span.numbers;
-  const lines = [`${JSON.stringify(text)}  id ${id}`, `log π ${number(logprob, 3)}`, `log π base ${number(base, 3)}`];
+  const lines = [`${JSON.stringify(text)}  id ${id}`];
+  if (data.has_logprobs) lines.push(`log π ${number(logprob, 3)}`);
+  if (data.has_base) lines.push(`log π base ${number(base, 3)}`);
   rewards.forEach((reward, arm) => {
-    const more = reward - base;
-    lines.push(`${data.arms[arm]} ${number(reward, 3)}  (${more < 0 ? "" : "+"}${number(more, 3)} to the base)`);
+    const more = reward - base, toBase = data.has_base ? `  (${more < 0 ? "" : "+"}${number(more, 3)} to the base)` : "";
+    lines.push(`${data.arms[arm]} ${number(reward, 3)}${toBase}`);
   });
   const tip = $("tip"), box = span.getBoundingClientRect();
   tip.textContent = lines.join("\n");
@@ -221,7 +224,7 @@ function fill(select, options) {
 function setUpControls() {
   fill($("arm"), data.arms.map((arm, index) => [index, arm]));
   $("arm-label").hidden = data.arms.length === 0;
-  $("relative").parentElement.hidden = data.arms.length === 0;
+  $("relative").parentElement.hidden = data.arms.length === 0 || !data.has_base;
   const weights = [...new Set(entries.weights)].filter((text) => text);
   $("weights-label").hidden = weights.length === 0;
   fill($("weights"), [["", "all"], ...weights.map((text) => [text, text])]);
