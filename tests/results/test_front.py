@@ -1,6 +1,9 @@
 """Fronts and hypervolumes, against values worked out by hand and by counting."""
 
 import random
+from itertools import combinations
+from math import gamma, hypot, pi, prod
+from operator import gt, sub
 from statistics import mean
 
 import pytest
@@ -40,6 +43,33 @@ def test_a_hypervolume_counts_the_cells_below_the_points(dimensions):
         cells = [(*cell, n) for cell in cells for n in range(5)]
     inside = sum(any(all(c < p for c, p in zip(cell, point, strict=True)) for point in points) for cell in cells)
     assert hypervolume(points, (0,) * dimensions) == inside
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 5])
+def test_a_hypervolume_is_that_of_inclusion_and_exclusion(dimensions):
+    chance = random.Random(dimensions)
+    reference = tuple(chance.uniform(-2, 0) for _ in range(dimensions))
+    points = [tuple(chance.uniform(-1, 3) for _ in range(dimensions)) for _ in range(7)]
+    points += [points[0], reference]
+    boxes = [point for point in set(points) if all(map(gt, point, reference))]
+    volume = 0.0
+    for count in range(1, len(boxes) + 1):
+        for some in combinations(boxes, count):
+            common = map(min, zip(*some, strict=True))
+            volume -= (-1) ** count * prod(map(sub, common, reference))
+    assert hypervolume(points, reference) == pytest.approx(volume)
+
+
+@pytest.mark.parametrize("dimensions", [3, 5])
+def test_the_points_of_the_largest_sweep_are_no_burden_though_all_are_on_the_front(dimensions):
+    chance = random.Random(0)
+    points = []
+    for _ in range(1000):
+        direction = [abs(chance.gauss(0, 1)) for _ in range(dimensions)]
+        points.append(tuple(value / hypot(*direction) for value in direction))
+    assert front(points) == [True] * 1000
+    ball = pi ** (dimensions / 2) / gamma(dimensions / 2 + 1) / 2**dimensions
+    assert 0.6 * ball < hypervolume(points, (0.0,) * dimensions) < ball
 
 
 def test_the_front_of_a_job_is_that_of_its_mean_token_rewards(ledger, finished):
