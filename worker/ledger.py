@@ -6,6 +6,11 @@ from db.session import Ledger
 from worker.settings import Settings
 
 
+def has_database(settings: Settings) -> bool:
+    """False where the embedded database is still to be made, as `open_ledger` does."""
+    return not settings.database_is_embedded or settings.embedded_database.exists()
+
+
 def open_ledger(settings: Settings) -> Ledger:
     """Connect to the database; the embedded one is created and migrated on the way.
 

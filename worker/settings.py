@@ -134,10 +134,15 @@ class Settings(BaseSettings):
         return self.database_is_embedded and self.broker_is_embedded
 
     @property
+    def embedded_database(self) -> Path:
+        """The file of the database that is used where no database URL is set."""
+        return self.home / "genarm.db"
+
+    @property
     def effective_database_url(self) -> str:
         """The database to use; may hold a password."""
         if self.database_url is None:
-            return f"sqlite:///{self.home / 'genarm.db'}"
+            return f"sqlite:///{self.embedded_database}"
         return self.database_url.get_secret_value()
 
     @property

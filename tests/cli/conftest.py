@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -65,6 +67,54 @@ def start_genarm(tmp_path, environment):
             )
             stack.callback(process.kill)
             return process
+
+        yield start
+
+
+class OnTerminal:
+    """A process whose stdout and stderr are a terminal of 80 columns."""
+
+    def __init__(self, command, **options):
+        self._terminal, side = pty.openpty()
+        self.process = subprocess.Popen(command, stdout=side, stderr=side, **options)
+        os.close(side)
+        self._written = b""
+
+    @property
+    def shown(self):
+        """All that it has shown so far, without the codes for colours and movements."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._written.decode(errors="replace"))
+
+    def read(self, *parts):
+        """Wait until it has shown these, or without any until it has ended; returns all that it has shown."""
+        while not parts or any(part not in self.shown for part in parts):
+            try:
+                more = os.read(self._terminal, 65536)
+            except OSError:  # the end, as Linux says it
+                more = b""
+            if not more:
+                assert not parts, self.shown
+                break
+            self._written += more
+        return self.shown
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def on_terminal(tmp_path, environment):
+    """Start genarm on a terminal, in the same folder; it is killed at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(*arguments, **settings):
+            shape = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+            command = [*COMMAND, *map(str, arguments)]
+            started = OnTerminal(command, cwd=tmp_path, env=environment | shape | settings)
+            stack.callback(started.close)
+            return started
 
         yield start
 

@@ -1,8 +1,6 @@
-"""Datasets through the command line: keys, sweeps, templates, batches, following, Tab."""
+"""Datasets through the command line: keys, sweeps, templates, batches, following, scores."""
 
 import json
-import os
-import pty
 import shlex
 import subprocess
 
@@ -147,38 +145,6 @@ def test_a_reader_that_goes_away_is_no_error(environment, tmp_path):
     done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
-
-
-def test_the_tab_key_knows_job_ids(genarm, base, prompts, environment, tmp_path):
-    job = genarm("job", "submit", prompts, *base, "--name", "nightly").stdout.strip()
-    asked = environment | {"_GENARM_COMPLETE": "zsh_complete", "COMP_WORDS": "genarm job show job-", "COMP_CWORD": "3"}
-    command = [COMMAND[0], "-c", "from worker.cli import main; main(prog_name='genarm')"]
-    done = subprocess.run(command, cwd=tmp_path, env=asked, capture_output=True, text=True, check=True)
-    assert job in done.stdout
-    assert "nightly" in done.stdout
-    assert "_GENARM_COMPLETE" in genarm("completion", "bash").stdout
-
-
-def test_a_terminal_shows_the_job_as_it_runs(base, prompts, environment, tmp_path):
-    terminal, ours = pty.openpty()
-    command = [*COMMAND, "run", prompts, "-o", "out.jsonl", *base]
-    settings = environment | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-    with subprocess.Popen([*map(str, command)], cwd=tmp_path, env=settings, stderr=ours, stdout=ours) as process:
-        os.close(ours)
-        shown = b""
-        while True:
-            try:
-                part = os.read(terminal, 65536)
-            except OSError:
-                break
-            if not part:
-                break
-            shown += part
-        assert process.wait(60) == 3
-    text = shown.decode()
-    assert "4/4" in text
-    for part in ("rows", "failed", "completed", "so far"):
-        assert part in text
 
 
 def test_score_gives_the_rewards_that_run_stored_and_names_bad_rows(genarm, base, models, prompts, tmp_path):

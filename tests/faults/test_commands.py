@@ -125,7 +125,7 @@ def test_run_and_watch_live_through_outages_and_say_so_once(
     assert run.returncode == 0, said
     told, watched = watch.communicate(timeout=60)
     assert watch.returncode == 0, watched
-    assert json.loads(told)["completed_rows"] == ROWS
+    assert json.loads(told.splitlines()[-1])["completed_rows"] == ROWS
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == list(range(ROWS))
     assert all(len(row["tokens"]) == 24 for row in rows)

@@ -35,11 +35,12 @@ def fill(ledger, job, failing=(), shards_at_most=None, seed=0):
     for shard_id in shard_ids(ledger, job)[:shards_at_most]:
         lease = shards.claim(ledger, shard_id, "worker", 600)
         rows = shards.pending_rows(ledger, lease)
-        shards.write(ledger, [_outcome(lease, job, row, row.index in failing, seed) for row in rows])
+        shards.write(ledger, [outcome(lease, job, row, row.index in failing, seed) for row in rows])
         assert shards.complete(ledger, [lease])
 
 
-def _outcome(lease, job, row, fails, seed):
+def outcome(lease, job, row, fails, seed=0):
+    """What a worker would store for a row."""
     if fails:
         return RowOutcome(lease, row.request_id, [], ("prompt_too_long", "the prompt has 9 tokens, the context 8"))
     made = [_completion(random.Random(f"{seed} {row.index} {s}"), s, job.arms, row) for s in range(job.samples)]

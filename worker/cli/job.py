@@ -12,7 +12,7 @@ from db.jobs import JobProgress
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.export import export_job
-from worker.cli.following import exit_code, follow, summary
+from worker.cli.following import changes, exit_code, follow, summary
 from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
 from worker.cli.served import base_of, is_served, note_if_unserved, remedy
@@ -75,10 +75,10 @@ def list_jobs(limit: int, as_json: bool) -> None:
         return
     rows = [
         (one.job.id, one.job.status.value, f"{one.completed_rows}/{one.job.total_rows}", one.failed_rows,
-         one.job.name, one.job.created_at.strftime("%Y-%m-%d %H:%M"))
+         one.job.created_at.strftime("%Y-%m-%d %H:%M"), one.job.name)
         for one in jobs
     ]  # fmt: skip
-    console.table(("id", "status", "rows", "failed", "name", "created (UTC)"), rows)
+    console.table(("id", "status", "rows", "failed", "created (UTC)", "name"), rows)
 
 
 def facts(progress: JobProgress) -> dict[str, Any]:
@@ -156,18 +156,22 @@ def _show_front(front: Front) -> None:
 def watch(context: click.Context, job_id: str, as_json: bool) -> None:
     """Follow a job until it has ended. Ctrl-C stops watching, not the job.
 
+    With --json there is an object at the start, and another whenever rows, shards, workers or the status have changed.
+
     \b
-    Example:
+    Examples:
         genarm job watch job-1m86dg0
+        genarm job watch job-1m86dg0 --json
     """
     settings = Settings()
     ledger = open_ledger(settings)
     found = db.jobs.find(ledger, job_id)
     note_if_unserved(ledger, settings, found.id)
-    progress = follow(ledger, found.id)
     if as_json:
-        console.out_json(facts(progress))
+        for progress in changes(ledger, found.id):
+            console.out_json(facts(progress))
     else:
+        progress = follow(ledger, found.id)
         console.note(summary(progress))
     context.exit(exit_code(progress))
 

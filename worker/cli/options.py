@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
+from pydantic import ValidationError
 
 from db.datasets import Columns, DatasetSource, Template
 from models.errors import SpecError
@@ -20,12 +21,18 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def _complete_job_id(context: click.Context, parameter: click.Parameter, beginning: str) -> list[CompletionItem]:
-    """The jobs submitted last, for the shell's Tab key."""
+    """The jobs submitted last, for the shell's Tab key; none where there is no ledger or it does not answer."""
     import db.jobs
-    from worker.ledger import open_ledger
+    from db.errors import DbError
+    from db.session import connect
+    from worker.ledger import has_database
     from worker.settings import Settings
 
-    found = db.jobs.list_jobs(open_ledger(Settings()))
+    try:
+        settings = Settings()
+        found = db.jobs.list_jobs(connect(settings.effective_database_url)) if has_database(settings) else []
+    except (DbError, ValidationError):
+        return []
     return [
         CompletionItem(one.job.id, help=" ".join(filter(None, (one.job.status.value, one.job.name))))
         for one in found

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from db.datasets.writing import check_target, whole_file
+from db.errors import DatasetError
 from worker.cli import console
 from worker.cli.options import job_id_argument, json_option
 from worker.ledger import open_ledger
@@ -35,6 +36,8 @@ def report_job(job_id: str, output: str, limit: int, as_json: bool) -> None:
     from worker.report.collect import collect, read_progress
     from worker.report.page import page
 
+    if as_json and output == "-":
+        raise DatasetError("--json prints facts on stdout, where the page goes already; give a file with -o")
     check_target(output, "html")
     settings = Settings()
     ledger = open_ledger(settings)
