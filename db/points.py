@@ -1,6 +1,6 @@
 """What each combination of weights gave: the points of a sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,10 @@ from db.datasets.sweep import points
 from db.jobs import Job
 from db.session import Ledger, reading
 from db.tables import completions, requests, token_rewards
+from db.views import results
+
+Key = tuple[float, ...]
+"""The weights of a point."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Point:
     """Mean length; None where nothing was generated."""
     rewards: dict[str, float] = field(default_factory=dict)
     """By ARM: the mean over completions of their mean token reward."""
+    kl: float | None = None
+    """Mean over completions of their KL from the base, in nats; read only where one ARM is swept, since it
+    takes a look at every token."""
 
 
 def sweep_points(ledger: Ledger, job: Job) -> list[Point]:
@@ -36,19 +43,26 @@ def sweep_points(ledger: Ledger, job: Job) -> list[Point]:
     """
     if not job.sweep:
         return []
-    weights = [_weight(arm).label(f"weight_{place}") for place, arm in enumerate(job.sweep)]
-    rewards: dict[tuple[float, ...], dict[str, float]] = {}
+    columns = [_weight(arm).label(f"weight_{place}") for place, arm in enumerate(job.sweep)]
+    rewards: dict[Key, dict[str, float]] = {}
+    kls: dict[Key, float] = {}
     with reading(ledger) as connection:
-        counts = {_key(row, weights): row for row in connection.execute(_counts(job.id, weights))}
-        for row in connection.execute(_rewards(job.id, weights)):
-            rewards.setdefault(_key(row, weights), {})[row.arm] = row.mean
+        counts = {_key(row, columns): row for row in connection.execute(_counts(job.id, columns))}
+        for row in connection.execute(_rewards(job.id, columns)):
+            rewards.setdefault(_key(row, columns), {})[row.arm] = row.mean
+        if len(columns) == 1:
+            kls = {_key(row, columns): row.kl for row in connection.execute(_kls(job.id, columns))}
     found = {tuple(point.values()): point for point in points(job.sweep)}
-    return [_point(found[key], counts[key], rewards.get(key, {})) for key in found if key in counts]
+    return [
+        _point(weights, counts[key], rewards.get(key, {}), kls.get(key))
+        for key, weights in found.items()
+        if key in counts
+    ]
 
 
-def _point(weights: dict[str, float], row: sa.Row[Any], rewards: dict[str, float]) -> Point:
+def _point(weights: dict[str, float], row: sa.Row[Any], rewards: dict[str, float], kl: float | None) -> Point:
     tokens = None if row.tokens is None else float(row.tokens)
-    return Point(weights, row.completions, row.failed, tokens, rewards)
+    return Point(weights, row.completions, row.failed, tokens, rewards, kl)
 
 
 def _weight(arm: str) -> sa.ColumnElement[Any]:
@@ -56,8 +70,14 @@ def _weight(arm: str) -> sa.ColumnElement[Any]:
     return sa.cast(requests.c.row.op("->")("weights").op("->")(arm), sa.Text)
 
 
-def _key(row: sa.Row[Any], weights: Sequence[sa.Label[Any]]) -> tuple[float, ...]:
+def _key(row: sa.Row[Any], weights: Sequence[sa.Label[Any]]) -> Key:
     return tuple(float(getattr(row, weight.name)) for weight in weights)
+
+
+def _has_weights(job_id: str, weights: Sequence[sa.Label[Any]]) -> Iterator[sa.ColumnElement[bool]]:
+    """The rows of a job that are of some point."""
+    yield requests.c.job_id == job_id
+    yield from (weight.element.is_not(None) for weight in weights)
 
 
 def _counts(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
@@ -69,7 +89,7 @@ def _counts(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
             sa.func.avg(completions.c.completion_tokens).label("tokens"),
         )
         .join(completions, completions.c.request_id == requests.c.id)
-        .where(requests.c.job_id == job_id, *(weight.element.is_not(None) for weight in weights))
+        .where(*_has_weights(job_id, weights))
         .group_by(*weights)
     )
 
@@ -84,7 +104,15 @@ def _rewards(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
         .select_from(requests)
         .join(completions, completions.c.request_id == requests.c.id)
         .join(token_rewards, same)
-        .where(requests.c.job_id == job_id, completions.c.completion_tokens > 0)
-        .where(*(weight.element.is_not(None) for weight in weights))
+        .where(*_has_weights(job_id, weights), completions.c.completion_tokens > 0)
         .group_by(*weights, token_rewards.c.arm)
+    )
+
+
+def _kls(job_id: str, weights: Sequence[sa.Label[Any]]) -> sa.Select[Any]:
+    return (
+        sa.select(*weights, sa.func.avg(results.c.kl).label("kl"))
+        .join(results, results.c.request_id == requests.c.id)
+        .where(*_has_weights(job_id, weights))
+        .group_by(*weights)
     )

@@ -1,4 +1,4 @@
-"""The view `job_progress`, as the code here reads it; migrations make the views."""
+"""The views, as far as the code here reads them; migrations make them."""
 
 import sqlalchemy as sa
 
@@ -16,3 +16,5 @@ job_progress = sa.table(
     sa.column("rows_per_second", sa.Double),
     sa.column("eta_seconds", sa.Double),
 )
+
+results = sa.table("results", sa.column("request_id", sa.BigInteger), sa.column("kl", sa.Double))

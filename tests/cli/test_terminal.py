@@ -62,6 +62,22 @@ def test_jobs_are_listed_and_shown_with_nothing_cut(ledger, on_terminal):
     assert "helpful 0.5, harmless 2 " in shown
 
 
+def test_the_front_of_a_sweep_is_plotted_for_people_alone(ledger, genarm, on_terminal):
+    rows = [{"prompt": f"p{i}", "weights": {"helpful": w}} for i in range(10) for w in (0.0, 1.0, 5.0)]
+    job = filled.submit(ledger, rows, sweep={"helpful": [0.0, 1.0, 5.0]})
+    filled.fill(ledger, job)
+    words = ("job", "show", job.id)
+    front = json.loads(genarm(*words, "--json").stdout)["front"]
+    shown, piped = on_terminal(*words).read(), genarm(*words).stdout
+    chart = shown.partition("helpful per token (● on the front)")[2]
+    assert chart.count("●") == sum(front["on_front"])
+    assert chart.count("·") == 3 - sum(front["on_front"])
+    kls = [f"{point['kl']:.3f}" for point in front["points"]]
+    assert chart.split()[-3:] == ["KL", min(kls), max(kls)]
+    assert "●" not in piped
+    assert all(kl in piped for kl in kls)
+
+
 def test_watch_shows_rows_speed_workers_and_what_is_left(ledger, on_terminal):
     job = filled.submit(ledger, [f"p{i}" for i in range(12)], shard_rows=4)
     watch = on_terminal("job", "watch", job.id)

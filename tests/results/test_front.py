@@ -72,20 +72,37 @@ def test_the_points_of_the_largest_sweep_are_no_burden_though_all_are_on_the_fro
     assert 0.6 * ball < hypervolume(points, (0.0,) * dimensions) < ball
 
 
-def test_the_front_of_a_job_is_that_of_its_mean_token_rewards(ledger, finished):
-    rows = [{"prompt": f"p{i}", "weights": {"helpful": w}} for i in range(40) for w in (0.0, 9.0)]
-    job = finished(rows, sweep={"helpful": [0.0, 9.0]}, failing={0})
+def test_the_front_of_one_arm_is_that_of_mean_token_reward_and_kl(ledger, finished):
+    sweep = [0.0, 9.0, 4.0]
+    rows = [{"prompt": f"p{i}", "weights": {"helpful": w}} for i in range(40) for w in sweep]
+    job = finished(rows, sweep={"helpful": sweep}, failing={0})
     found = front_of(ledger, jobs.find(ledger, job.id))
-    assert [point.weights for point in found.points] == [{"helpful": 0.0}, {"helpful": 9.0}]
-    assert [(point.completions, point.failed) for point in found.points] == [(78, 1), (80, 0)]
-    assert found.on_front == [False, True]
-    done = [row for row in export_rows(ledger, job.id) if row["error"] is None and row["weights"]["helpful"] == 9.0]
-    means = [row["rewards"]["helpful"] / len(row["tokens"]) for row in done]
-    assert found.points[1].rewards["helpful"] == pytest.approx(mean(means), abs=1e-5)
-    assert found.points[1].tokens == pytest.approx(mean(len(row["tokens"]) for row in done))
-    vectors = [(point.rewards["helpful"],) for point in found.points]
-    assert found.hypervolume == pytest.approx(vectors[1][0] - worst(vectors)[0])
+    assert [point.weights["helpful"] for point in found.points] == sweep
+    assert [(point.completions, point.failed) for point in found.points] == [(78, 1), (80, 0), (80, 0)]
+    vectors = []
+    for weight, point in zip(sweep, found.points, strict=True):
+        done = [row for row in export_rows(ledger, job.id) if not row["error"] and row["weights"]["helpful"] == weight]
+        reward = mean(row["rewards"]["helpful"] / len(row["tokens"]) for row in done)
+        kl = mean(sum(row["logprobs"]) - sum(row["base_logprobs"]) for row in done)
+        assert (point.rewards["helpful"], point.kl) == pytest.approx((reward, kl), abs=1e-5)
+        assert point.tokens == pytest.approx(mean(len(row["tokens"]) for row in done))
+        vectors.append((point.rewards["helpful"], -point.kl))
+    assert found.on_front == front(vectors)
+    assert found.on_front[1]
+    assert found.hypervolume == hypervolume(vectors, worst(vectors))
     assert front_of(ledger, finished(["a"])) is None
+
+
+def test_the_front_of_several_arms_is_that_of_their_rewards(ledger, finished):
+    weights = [{"helpful": a, "harmless": b} for a in (0.0, 9.0) for b in (0.0, 9.0)]
+    rows = [{"prompt": f"p{i}", "weights": point} for i in range(40) for point in weights]
+    job = finished(rows, sweep={"helpful": [0.0, 9.0], "harmless": [0.0, 9.0]})
+    found = front_of(ledger, jobs.find(ledger, job.id))
+    vectors = [(point.rewards["helpful"], point.rewards["harmless"]) for point in found.points]
+    assert found.on_front == front(vectors)
+    assert not found.on_front[0]
+    assert found.hypervolume == hypervolume(vectors, worst(vectors)) > 0
+    assert [point.kl for point in found.points] == [None] * 4
 
 
 def test_a_point_is_the_weights_of_the_swept_arms_and_bad_weights_are_of_none(ledger, finished):

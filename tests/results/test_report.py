@@ -1,6 +1,7 @@
 """The report, opened in headless Chromium."""
 
 import shutil
+from itertools import product
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -9,6 +10,7 @@ from db import jobs
 from tests.results.filled import WORDS
 from worker.report.collect import collect, spread_spans
 from worker.report.page import page as html_page
+from worker.report.sweep import front_of
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -77,6 +79,50 @@ def test_it_shows_the_summary_the_charts_and_the_failures(finished, opened):
     expect(page.locator("#points tbody")).to_contain_text("on the front")
 
 
+def drawn(page, chart):
+    """The x and y of a chart's traces, by name, and the titles of its axes."""
+    script = """({ data, layout }) =>
+        [Object.fromEntries(data.map(one => [one.name, [one.x, one.y, one.mode]])),
+         layout.xaxis.title.text, layout.yaxis.title.text]"""
+    return page.locator(f"#{chart}").evaluate(script)
+
+
+def test_a_sweep_of_three_arms_is_drawn_by_any_two_of_them(ledger, finished, opened):
+    arms = ("helpful", "harmless", "brief")
+    points = list(product((0.0, 3.0), repeat=3))
+    rows = [{"prompt": f"p{i}", "weights": dict(zip(arms, point, strict=True))} for i in range(9) for point in points]
+    job = finished(rows, arms=arms, sweep={arm: [0.0, 3.0] for arm in arms}, samples=1)
+    page = opened(job)
+    expect(page.locator("#front svg.main-svg").first).to_be_visible()
+    found = front_of(ledger, job)
+    for x, y in ((0, 1), (2, 1), (2, 2)):
+        page.locator("#front-x").select_option(str(x))
+        page.locator("#front-y").select_option(str(y))
+        traces, *titles = drawn(page, "front")
+        assert titles == [f"{arms[x]}, mean token reward", f"{arms[y]}, mean token reward"]
+        shown = {(a, b, name) for name, (xs, ys, _) in traces.items() for a, b in zip(xs, ys, strict=True)}
+        names = ["front" if flag else "dominated" for flag in found.on_front]
+        assert shown == {
+            (point.rewards[arms[x]], point.rewards[arms[y]], name)
+            for point, name in zip(found.points, names, strict=True)
+        }
+        assert traces["front"][2] == "markers"
+
+
+def test_a_sweep_of_one_arm_is_drawn_by_its_reward_and_kl(ledger, finished, opened):
+    rows = [{"prompt": f"p{i}", "weights": {"helpful": w}} for i in range(9) for w in (0.0, 1.0, 3.0)]
+    job = finished(rows, sweep={"helpful": [0.0, 1.0, 3.0]})
+    page = opened(job)
+    expect(page.locator("#front svg.main-svg").first).to_be_visible()
+    expect(page.locator("#front-axes")).to_be_hidden()
+    traces, *titles = drawn(page, "front")
+    assert titles == ["mean KL", "helpful, mean token reward"]
+    shown = [(x, y) for xs, ys, _ in traces.values() for x, y in zip(xs, ys, strict=True)]
+    assert sorted(shown) == sorted((point.kl, point.rewards["helpful"]) for point in front_of(ledger, job).points)
+    page.locator("#points summary").click()
+    expect(page.locator("#points thead")).to_contain_text("KL")
+
+
 def test_tokens_are_shaded_and_explained(ledger, finished, opened):
     page = opened(finished(["a"], samples=1))
     data = collect(ledger, jobs.list_jobs(ledger)[0], 10)
@@ -100,7 +146,16 @@ def test_search_filter_sort_and_pages(finished, opened):
     page.locator("#search").fill("PROMPT 12")
     expect(count).to_have_text("2 of 119 completions")
     expect(page.locator("article mark").first).to_have_text("prompt 12")
+    text = page.evaluate("entries.text[0]")
+    middle = text[2:9]  # from within a token to within another
+    page.locator("#search").fill(middle.upper())
+    marked = page.locator("article").first.locator(".tokens mark.token")
+    expect(marked.first).to_be_visible()
+    found = marked.all_text_contents()
+    assert middle in "".join(found)
+    assert all(middle not in "".join(fewer) for fewer in (found[1:], found[:-1]))
     page.locator("#search").fill("")
+    expect(page.locator("article mark")).to_have_count(0)
     page.locator("#finish").select_option("failed")
     expect(count).to_have_text("1 of 119 completions")
     expect(page.locator("article .error")).to_contain_text("prompt_too_long")

@@ -81,15 +81,19 @@ def error(text: str) -> None:
     print(f"Error: {text}", file=sys.stderr)
 
 
+def is_terminal() -> bool:
+    """Whether people read stdout as it comes."""
+    return sys.stdout.isatty()
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on stdout; on a terminal, columns but the first (ids, names) are folded to its width. Nothing is cut."""
-    is_terminal = sys.stdout.isatty()
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for place, column in enumerate(columns):
         grid.add_column(column, overflow="fold", no_wrap=place == 0)
     for row in rows:
         grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(width=None if is_terminal else 10_000, markup=False, highlight=False).print(grid)
+    Console(width=None if is_terminal() else 10_000, markup=False, highlight=False).print(grid)
 
 
 def line_is_due(before: int, done: int, total: int) -> bool:

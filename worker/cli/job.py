@@ -15,6 +15,7 @@ from worker.cli.export import export_job
 from worker.cli.following import changes, exit_code, follow, summary
 from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
+from worker.cli.scatter import BEST, scatter
 from worker.cli.served import base_of, is_served, note_if_unserved, remedy
 from worker.cli.waiting import announce_if_possible
 from worker.ledger import open_ledger
@@ -130,13 +131,14 @@ def _readable(progress: JobProgress) -> Iterator[tuple[str, Any]]:
 
 
 def _show_front(front: Front) -> None:
-    """A table of a sweep's points; the rewards are means per token."""
+    """A table of a sweep's points, whose rewards are means per token; on a terminal also a chart."""
     arms = sorted({arm for point in front.points for arm in point.rewards})
     rows = [
         (
             label(point.weights),
-            *(f"{point.rewards[arm]:.3f}" if arm in point.rewards else "" for arm in arms),
-            f"{point.tokens:.1f}" if point.tokens is not None else "",
+            *(_number(point.rewards.get(arm), 3) for arm in arms),
+            *([_number(point.kl, 3)] if len(front.arms) == 1 else []),
+            _number(point.tokens, 1),
             point.completions,
             point.failed,
             "on the front" if is_on_front else "",
@@ -144,9 +146,31 @@ def _show_front(front: Front) -> None:
         for point, is_on_front in zip(front.points, front.on_front, strict=True)
     ]
     console.out("")
-    console.table(("point", *(f"{arm} per token" for arm in arms), "tokens", "completions", "failed", ""), rows)
-    if front.hypervolume is not None:
-        console.out(f"\nhypervolume {front.hypervolume:.4f} above the worst of each")
+    kl = ["KL"] if len(front.arms) == 1 else []
+    console.table(("point", *(f"{arm} per token" for arm in arms), *kl, "tokens", "completions", "failed", ""), rows)
+    if front.hypervolume is None:
+        return
+    console.out(f"\nhypervolume {front.hypervolume:.4f} above the worst of each")
+    if console.is_terminal():
+        console.out("")
+        for line in _chart(front):
+            console.out(line)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _chart(front: Front) -> Iterator[str]:
+    """The points by the first two ARMs that are swept, or by KL and the only one."""
+    is_alone = len(front.arms) == 1
+    x_name, y_name = ("KL", front.arms[0]) if is_alone else front.arms[:2]
+    points = []
+    for point, is_on_front in zip(front.points, front.on_front, strict=True):
+        x, y = point.kl if is_alone else point.rewards.get(x_name), point.rewards.get(y_name)
+        if x is not None and y is not None:
+            points.append((x, y, is_on_front))
+    return scatter(points, x_name, f"{y_name} per token ({BEST} on the front)")
 
 
 @job.command()

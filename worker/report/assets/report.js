@@ -89,14 +89,25 @@ function shade(value) {
   return `rgba(var(--${value < 0 ? "minus" : "plus"}), ${strength.toFixed(3)})`;
 }
 
+// The tokens of which some letter belongs to what was searched for.
+function searchedPlaces(texts) {
+  const places = texts.flatMap((text, place) => Array(text.length).fill(place)), whole = texts.join("").toLowerCase();
+  const found = new Set(), length = state.query.length;
+  for (let at = length ? whole.indexOf(state.query) : -1; at >= 0; at = whole.indexOf(state.query, at + length)) {
+    places.slice(at, at + length).forEach((place) => found.add(place));
+  }
+  return found;
+}
+
 async function showTokens(box, entry) {
   const chunk = await chunkOf(entry);
   const start = chunk.starts[entry % CHUNK], end = chunk.starts[(entry % CHUNK) + 1];
   const texts = textsOf(chunk.ids.subarray(start, end));
+  const found = searchedPlaces(texts);
   const spans = texts.map((text, place) => {
     const at = start + place, base = chunk.base[at] / MILLI;
     const rewards = chunk.rewards.map((values) => values[at] / MILLI);
-    const span = element("span", { class: "token", tabindex: "-1" }, text === "" ? "\u200b" : text);
+    const span = element(found.has(place) ? "mark" : "span", { class: "token", tabindex: "-1" }, text === "" ? "\u200b" : text);
     span.numbers = { id: chunk.ids[at], text, logprob: chunk.logprobs[at] / MILLI, base, rewards };
     if (data.arms.length) {
       const reward = rewards[state.arm];
@@ -309,43 +320,54 @@ function drawCharts() {
   drawFront();
 }
 
-function meanKl() {
-  const sums = new Map();
-  entries.weights.forEach((label, entry) => {
-    if (entries.kl[entry] === null) return;
-    const [sum, count] = sums.get(label) || [0, 0];
-    sums.set(label, [sum + entries.kl[entry], count + 1]);
+// The directions in which points are judged: the rewards of the swept ARMs; of a single one, its KL too.
+function frontAxes() {
+  const arms = data.front.arms.map((arm) => [`${arm}, mean token reward`, (point) => point.rewards[arm]]);
+  return arms.length > 1 ? arms : [["mean KL", (point) => point.kl], ...arms];
+}
+
+function setUpFront() {
+  $("front-box").hidden = $("points").hidden = data.front === null;
+  if (data.front === null) return;
+  const axes = frontAxes();
+  $("front-axes").hidden = axes.length < 3;
+  ["front-x", "front-y"].forEach((id, place) => {
+    fill($(id), axes.map(([title], index) => [index, title]));
+    $(id).value = place;
+    $(id).addEventListener("input", drawFront);
   });
-  return new Map([...sums].map(([label, [sum, count]]) => [label, sum / count]));
+  const volume = data.front.hypervolume === null ? "" : `; hypervolume ${number(data.front.hypervolume, 4)} above the worst of each`;
+  $("front-caption").textContent = `Front of the sweep${volume}`;
+  showPoints();
 }
 
 function drawFront() {
-  const front = data.front;
-  $("front-box").hidden = $("points").hidden = front === null;
-  if (front === null) return;
-  const [first, second] = front.arms;
-  const kls = meanKl();
-  const x = second ? (point) => point.rewards[first] : (point) => kls.get(point.label);
-  const y = (point) => point.rewards[second || first];
+  if (data.front === null) return;
+  const { points, on_front } = data.front, axes = frontAxes();
+  const [[xTitle, x], [yTitle, y]] = [axes[$("front-x").value], axes[$("front-y").value]];
   const trace = (name, wanted, more) => {
-    const points = front.points.filter((_, index) => front.on_front[index] === wanted && first in front.points[index].rewards);
-    points.sort((one, other) => x(one) - x(other));
-    return { type: "scatter", name, x: points.map(x), y: points.map(y), text: points.map((point) => point.label.replace(/</g, "&lt;")),
+    const found = points.filter((point, index) => on_front[index] === wanted && Number.isFinite(x(point)) && Number.isFinite(y(point)));
+    found.sort((one, other) => x(one) - x(other));
+    return { type: "scatter", name, x: found.map(x), y: found.map(y), text: found.map((point) => point.label.replace(/</g, "&lt;")),
       hovertemplate: "%{text}<br>%{x:.3f}, %{y:.3f}<extra></extra>", ...more };
   };
+  const mode = axes.length > 2 ? "markers" : "lines+markers"; // of more directions than two, a line would lead to and fro
   const shown = [
     trace("dominated", false, { mode: "markers", marker: { color: COLORS[1], size: 8 } }),
-    trace("front", true, { mode: "lines+markers", line: { color: COLORS[0] }, marker: { color: COLORS[0], size: 10 } }),
+    trace("front", true, { mode, line: { color: COLORS[0] }, marker: { color: COLORS[0], size: 10 } }),
   ].filter((found) => found.x.length);
-  draw("front", shown, second ? `${first}, mean token reward` : "mean KL", `${second || first}, mean token reward`);
-  const volume = front.hypervolume === null ? "" : `; hypervolume ${number(front.hypervolume, 4)} above the worst of each`;
-  $("front-caption").textContent = `Front of the sweep${volume}`;
+  draw("front", shown, xTitle, yTitle);
+}
+
+function showPoints() {
+  const front = data.front, kl = front.arms.length > 1 ? [] : ["KL"];
   const row = (cells, name) => element("tr", {}, ...cells.map((cell) => element(name, {}, cell)));
-  const heads = [...front.arms.map((arm) => `weight of ${arm}`), ...data.arms.map((arm) => `${arm} per token`), "tokens", "completions", "failed", ""];
-  $("points").querySelector("thead").replaceChildren(row(heads, "th"));
-  $("points").querySelector("tbody").replaceChildren(...front.points.map((point, index) => {
+  const heads = [...front.arms.map((arm) => `weight of ${arm}`), ...data.arms.map((arm) => `${arm} per token`), ...kl, "tokens", "completions", "failed", ""];
+  $("points").querySelector("thead").append(row(heads, "th"));
+  $("points").querySelector("tbody").append(...front.points.map((point, index) => {
     const cells = [...front.arms.map((arm) => String(point.weights[arm])), ...data.arms.map((arm) => number(point.rewards[arm], 3)),
-      number(point.tokens, 1), String(point.completions), String(point.failed), front.on_front[index] ? "on the front" : ""];
+      ...kl.map(() => number(point.kl, 3)), number(point.tokens, 1), String(point.completions), String(point.failed),
+      front.on_front[index] ? "on the front" : ""];
     const made = row(cells, "td");
     if (front.on_front[index]) made.className = "on-front";
     return made;
@@ -354,4 +376,5 @@ function drawFront() {
 
 showSummary();
 setUpControls();
+setUpFront();
 find();
