@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STDOUT = STDIN
 TABLE_ROWS = 1000
+GROUP_ROWS = 50_000
+GROUP_BYTES = 64 << 20
 HALF_PAIRS = "backslashreplace"
 """How text is written that holds half of a surrogate pair, which UTF-8 lacks: as JSON escapes it, \\ud800."""
 
@@ -126,16 +128,14 @@ def require_pyarrow() -> Any:
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], file: IO[str]) -> None:
-    """A JSON object per line."""
-    is_stream = file is sys.stdout
+    """A JSON object per line; on stdout each is there at once."""
     for row in rows:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        if is_stream:
-            file.flush()
+        _flush_stream(file)
 
 
 def write_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str], file: IO[str]) -> None:
-    """A header and a line per row; what is no text or number is written as JSON.
+    """A header and a line per row, on stdout each at once; what is no text or number is written as JSON.
 
     Raises:
         ValueError: a row has a column that is not named.
@@ -144,6 +144,12 @@ def write_csv(rows: Iterable[dict[str, Any]], columns: Sequence[str], file: IO[s
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _cell(value) for name, value in row.items()})
+        _flush_stream(file)
+
+
+def _flush_stream(file: IO[str]) -> None:
+    if file is sys.stdout:
+        file.flush()
 
 
 def _cell(value: Any) -> Any:
@@ -151,12 +157,25 @@ def _cell(value: Any) -> Any:
 
 
 def write_parquet(tables: Iterable["pa.Table"], schema: "pa.Schema", file: IO[bytes]) -> None:
-    """Tables of one schema; a row group each."""
+    """Tables of one schema, put together to row groups of GROUP_ROWS or GROUP_BYTES: small ones are slow to read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
+        for group in _groups(tables):
+            writer.write_table(group)
+
+
+def _groups(tables: Iterable["pa.Table"]) -> Iterator["pa.Table"]:
+    group: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        group.append(table)
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            yield require_pyarrow().concat_tables(group)
+            group, rows, size = [], 0, 0
+    if group:
+        yield require_pyarrow().concat_tables(group)
 
 
 def tables_of(rows: Iterable[dict[str, Any]], schema: "pa.Schema") -> Iterator["pa.Table"]:

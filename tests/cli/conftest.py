@@ -55,12 +55,13 @@ def start_genarm(tmp_path, environment):
     """Start genarm in the same folder and leave it running; it is killed at the end of the test."""
     with ExitStack() as stack:
 
-        def start(*arguments, **settings):
+        def start(*arguments, stdout=None, **settings):
             process = stack.enter_context(
                 subprocess.Popen(
                     [*COMMAND, *arguments],
                     cwd=tmp_path,
                     env=environment | settings,
+                    stdout=stdout,
                     stderr=subprocess.PIPE,
                     text=True,
                 )

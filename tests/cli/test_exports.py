@@ -1,7 +1,11 @@
 """Results through the command line: files that go in again, exports that cannot be or are cut short."""
 
+import csv
 import json
+import os
+import select
 import signal
+import subprocess
 import time
 
 import pandas as pd
@@ -78,6 +82,33 @@ def test_an_export_says_what_it_lacks(genarm_here, ledger):
     db.jobs.retry_failed(ledger, job.id)
     filled.fill(ledger, job)
     assert "have an outcome" not in genarm_here(*export).stderr
+
+
+def first_lines(pipe, count):
+    """The lines that a process has written, once there are so many."""
+    written = b""
+    while written.count(b"\n") < count:
+        readable, _, _ = select.select([pipe], [], [], 30)
+        assert readable, written
+        written += os.read(pipe.fileno(), 65536)
+    return written.decode().splitlines()
+
+
+@pytest.mark.parametrize("file_format", ["jsonl", "csv"])
+def test_followed_rows_come_out_while_the_job_runs(ledger, start_genarm, file_format):
+    job = filled.submit(ledger, [f"p{i}" for i in range(6)], samples=1, shard_rows=2)
+    filled.fill(ledger, job, shards_at_most=1)
+    words = ["job", "export", job.id, "-o", "-", "--format", file_format, "--follow"]
+    export = start_genarm(*words, stdout=subprocess.PIPE, PYTHONUNBUFFERED="")
+    headers = 1 if file_format == "csv" else 0
+    lines = first_lines(export.stdout, headers + 2)
+    assert export.poll() is None
+    assert db.jobs.progress(ledger, job.id).pending_rows == 4
+    filled.fill(ledger, job)
+    lines += export.stdout.read().splitlines()
+    assert export.wait(60) == 0
+    rows = list(map(json.loads, lines)) if file_format == "jsonl" else list(csv.DictReader(lines))
+    assert [str(row["id"]) for row in rows] == list("012345")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from db import jobs
-from db.datasets import Columns, DatasetSource, open_dataset
+from db.columnar import ArrowResults
+from db.datasets import Columns, DatasetSource, open_dataset, writing
 from db.datasets.writing import whole_file
 from db.errors import DatasetError
 from db.exports import Export, export
 from db.results import export_rows
+from db.spans import Span
 
 ROWS = [
     {"id": "a", "prompt": "naïve\n\"quoted\", 漢字", "label": 1, "meta": {"tags": []}, "completion": "of the input"},
@@ -80,6 +82,22 @@ def test_parquet_has_the_rows_with_float32_lists(ledger, finished, write):
     assert (rows[4]["tokens"], rows[4]["rewards"], rows[4]["token_rewards"]) == (None, None, None)
     assert [rows[i]["mixed"] for i in (0, 4, 5)] == [None, "1", "text"]
     assert (rows[0]["meta"], rows[5]["void"]) == ({"tags": []}, "{}")
+
+
+@pytest.mark.parametrize("limit", ["GROUP_ROWS", "GROUP_BYTES"])
+def test_small_spans_share_a_row_group(ledger, finished, tmp_path, monkeypatch, limit):
+    job = finished([f"p{i}" for i in range(95)], samples=1)
+    spans = [Span(first, first + 5) for first in range(0, 95, 5)]
+    target = tmp_path / "out.parquet"
+    export(ledger, job, Export(str(target)), spans)
+    assert pq.ParquetFile(target).num_row_groups == 1
+    ids = pq.read_table(target).column("id").to_pylist()
+    size = ArrowResults.of(ledger, job.id).table(Span(0, 5)).nbytes
+    monkeypatch.setattr(writing, limit, 18 if limit == "GROUP_ROWS" else size * 3.5)
+    export(ledger, job, Export(str(target)), spans)
+    file = pq.ParquetFile(target)
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [20, 20, 20, 20, 15]
+    assert pq.read_table(target).column("id").to_pylist() == ids == list(range(95))
 
 
 def test_parquet_of_a_job_without_arms_or_results(submit, finished, write):
