@@ -61,7 +61,7 @@ def made(count: int, tokens: int) -> str:
         spec={"base": "b"}, samples=1, total_rows=count, error_code=None, error_message=None, created_at=now,
         started_at=now, finished_at=now,
     )  # fmt: skip
-    data.facts = facts_of(JobProgress(job, count, 0, 0, 0, 0, 0, count * tokens, 1.0, 1.0, None), count)
+    data.facts = facts_of(JobProgress(job, count, 0, 0, 0, 0, 0, count * tokens, 1.0, 1.0, None, 1.0), count)
     return page(data, {token: words[token] for token in data.token_ids})
 
 

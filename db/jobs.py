@@ -63,9 +63,10 @@ class JobProgress:
     """Workers that hold shards of it now."""
     generated_tokens: int
     seconds: float | None
-    """From the start to now or the end; None: not started."""
+    """From the start, of a job that was retried from that of the latest retry, to now or the end; None: not started."""
     rows_per_second: float | None
     eta_seconds: float | None
+    tokens_per_second: float | None
 
 
 def submit(
@@ -165,6 +166,7 @@ def _progress(connection: sa.Connection, which: sa.ColumnElement[bool]) -> list[
             seconds=row.seconds,
             rows_per_second=row.rows_per_second,
             eta_seconds=row.eta_seconds,
+            tokens_per_second=row.tokens_per_second,
         )
         for row in connection.execute(query)
     ]
@@ -241,11 +243,12 @@ def retry_failed(ledger: Ledger, job_id: str) -> int:
                 state=ShardState.OPEN, failed_rows=0, attempts=0, lone_attempts=0, published_at=None, lease_owner=None
             )
         )
-        left = sa.select(sa.func.coalesce(sa.func.sum(shards.c.row_count - shards.c.completed_rows), 0))
-        count = int(connection.execute(left.where(shards.c.job_id == job.id)).scalar_one())
-        if count:
+        kept = sa.select(sa.func.sum(shards.c.completed_rows), sa.func.sum(shards.c.generated_tokens))
+        kept_rows, kept_tokens = map(int, connection.execute(kept.where(shards.c.job_id == job.id)).one())
+        if count := job.total_rows - kept_rows:
             again = {"status": JobStatus.QUEUED, "error_code": None, "error_message": None, "finished_at": None}
-            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(started_at=None, **again))
+            begun = {"started_at": None, "kept_rows": kept_rows, "kept_tokens": kept_tokens}
+            connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(again | begun))
         return count
 
 

@@ -120,9 +120,12 @@ jobs = sa.Table(
     sa.Column("created_at", UtcTime, nullable=False),
     sa.Column("started_at", UtcTime),
     sa.Column("finished_at", UtcTime),
+    sa.Column("kept_rows", sa.BigInteger, nullable=False, default=0),
+    sa.Column("kept_tokens", sa.BigInteger, nullable=False, default=0),
     sa.Index("ix_jobs_status", "status"),
     sa.Index("uq_jobs_key", "key", unique=True),
 )
+"""`kept_rows` and `kept_tokens` were done before the latest retry: rates, which count from then, leave them out."""
 
 BASE = jobs.c.spec["base"].as_string()
 """The base of a job's spec."""

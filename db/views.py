@@ -15,6 +15,7 @@ job_progress = sa.table(
     sa.column("seconds", sa.Double),
     sa.column("rows_per_second", sa.Double),
     sa.column("eta_seconds", sa.Double),
+    sa.column("tokens_per_second", sa.Double),
 )
 
 results = sa.table("results", sa.column("request_id", sa.BigInteger), sa.column("kl", sa.Double))

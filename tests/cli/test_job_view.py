@@ -21,6 +21,7 @@ def progress(rows):
         seconds=float(rows),
         rows_per_second=None,
         eta_seconds=None,
+        tokens_per_second=None,
     )
 
 

@@ -6,7 +6,10 @@ import pytest
 import sqlalchemy as sa
 
 from db import jobs, results, session, shards, tables
+from db.clock import from_now
 from db.errors import AmbiguousJobError, DatasetError, JobActiveError, JobNotFoundError
+from db.session import writing
+from db.tables import jobs as jobs_table
 from db.tables import requests
 from db.tables import shards as shards_table
 
@@ -124,6 +127,24 @@ def test_retry_does_failed_and_cancelled_rows_again(ledger, submit, publish, fin
     assert (progress.job.status, progress.completed_rows, progress.failed_rows) == ("completed", 6, 0)
     assert jobs.retry_failed(ledger, job.id) == 0
     assert jobs.find(ledger, job.id).status == "completed"
+
+
+def test_the_speed_of_a_retry_is_that_of_the_rows_it_does(ledger, submit, publish, finish, run_all):
+    job = submit(rows=100, shard_rows=1)
+    run_all(failing=range(90, 100))
+    jobs.retry_failed(ledger, job.id)
+    first, *_ = publish()
+    lease = shards.claim(ledger, first, "worker", 60)
+    with writing(ledger) as connection:
+        started = sa.update(jobs_table).where(jobs_table.c.id == job.id)
+        connection.execute(started.values(started_at=from_now(-10)))
+    assert jobs.progress(ledger, job.id).eta_seconds is None
+    finish(lease, tokens=range(20))
+    progress = jobs.progress(ledger, job.id)
+    assert (progress.completed_rows, progress.pending_rows, progress.generated_tokens) == (91, 9, 200)
+    assert progress.rows_per_second == pytest.approx(0.1, rel=0.2)
+    assert progress.tokens_per_second == pytest.approx(2, rel=0.2)
+    assert progress.eta_seconds == pytest.approx(90, rel=0.2)
 
 
 def test_a_job_that_cannot_run_fails_all_its_pending_rows(ledger, submit, publish, finish):

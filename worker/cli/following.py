@@ -77,7 +77,7 @@ def exit_code(progress: JobProgress) -> Exit:
 
 def summary(progress: JobProgress) -> str:
     """One line on how a job ended."""
-    speed = f", {progress.generated_tokens / progress.seconds:,.0f} tokens/s" if progress.seconds else ""
+    speed = f", {progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else ""
     failed = f", {progress.failed_rows} failed" if progress.failed_rows else ""
     reason = f": {progress.job.error_message}" if progress.job.error_message else ""
     return (

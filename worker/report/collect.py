@@ -181,7 +181,7 @@ def facts_of(progress: JobProgress, shown: int) -> dict[str, Any]:
     job, spec = progress.job, progress.job.spec
     arms = ", ".join(f"{arm['name']} × {arm.get('weight', 1):g}" for arm in spec.get("arms", ()))
     sampling = spec.get("sampling") or {}
-    speed = f"{progress.generated_tokens / progress.seconds:,.0f}" if progress.seconds else None
+    speed = f"{progress.tokens_per_second:,.0f}" if progress.tokens_per_second else None
     facts = {
         "job": job.id,
         "name": job.name,
