@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from db.datasets.columns import set_aside
+from db.errors import DatasetError
 from db.session import Ledger, reading
 from db.spans import Span, all_spans, ready_span
 from db.tables import completions, requests, token_rewards
@@ -155,10 +156,13 @@ class Cursor:
 
         cursor = Cursor(connect("postgresql://…"), job_id)
         while not cursor.is_finished:
-            frame = cursor.frame()      # what is new; may be empty
+            frame = cursor.frame()      # what is new
             ...
+            if frame.empty:
+                time.sleep(5)           # nothing yet: each look asks the database
 
-    Rows that come later for a failed row (a retry) are not read again.
+    A row without its outcome holds back those behind it. Rows that come later for a failed row (a retry) are not read
+    again.
     """
 
     def __init__(self, ledger: Ledger, job_id: str, position: int = 0) -> None:
@@ -207,6 +211,11 @@ class Cursor:
         """The same as a pandas frame.
 
         Raises:
-            JobNotFoundError, DatabaseUnreachableError, DatasetError: as `table`.
+            JobNotFoundError, DatabaseUnreachableError: as `rows`.
+            DatasetError: pyarrow or pandas is not installed; the position stays.
         """
+        try:
+            import pandas  # noqa: F401 - pyarrow would miss it after the rows are read
+        except ImportError:
+            raise DatasetError("frames need pandas: pip install pandas") from None
         return self.table(limit).to_pandas()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-LANGUAGES = {"sh", "sql", "toml", "json", "text"}
+LANGUAGES = {"sh", "python", "sql", "toml", "json", "text"}
 """What a fenced block may be; `text` is neither run nor meant to be, so it must not look like a command."""
 
 

@@ -116,6 +116,25 @@ def test_the_rows_shown_go_in_and_come_out_like_that(ledger, submit, run_shards,
         assert f"`{name}`" in page or f'"{name}"' in page, name
 
 
+def test_the_python_shown_polls_a_job_until_it_has_ended(ledger, submit, run_shards, capsys):
+    (block,) = blocks("python")
+    url = ledger.url.render_as_string(hide_password=False)
+    job_id = submit("one", REFUSE, "three")
+    left = shard_ids_of(ledger)
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        run_shards(left.pop(0))
+
+    text = block.text.replace("sqlite:///.genarm/genarm.db", url).replace("job-…", job_id)
+    exec(text.replace("time.sleep", "sleep"), {"sleep": sleep})
+    assert (waits, left) == ([5, 5], [])
+    shown = capsys.readouterr().out
+    assert "eno" in shown
+    assert "eerht" in shown
+
+
 def test_every_registry_shown_is_one(tmp_path):
     for block in blocks("toml"):
         tomllib.loads(block.text)

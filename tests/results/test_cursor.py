@@ -1,9 +1,11 @@
 """The read API that polls."""
 
+import sys
+
 import pytest
 
 from db import jobs
-from db.errors import JobNotFoundError
+from db.errors import DatasetError, JobNotFoundError
 from db.results import Cursor, Failure, export_rows, failures
 
 
@@ -35,6 +37,15 @@ def test_a_cursor_gives_tables_of_one_schema_and_frames(ledger, submit, fill):
     frame = Cursor(ledger, job.id).frame()
     assert list(frame["late"].dropna().unique()) == list(range(10, 20))
     assert frame["logprobs"][0].dtype == "float32"
+
+
+def test_frames_say_that_they_need_pandas_before_rows_are_read(ledger, finished, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    cursor = Cursor(ledger, finished(["a"]).id)
+    with pytest.raises(DatasetError, match="pip install pandas"):
+        cursor.frame()
+    assert cursor.position == 0
+    assert cursor.table().num_rows == 2
 
 
 def test_rows_that_never_came_do_not_hold_up_a_cancelled_job(ledger, submit, fill):

@@ -70,6 +70,12 @@ def test_new_rows(ask, submit, fill):
     assert [(row.row_index, row.sample) for row in rows] == [(i, s) for i in range(100, 112) for s in (0, 1)]
 
 
+def test_new_rows_come_with_all_their_samples(ask, finished):
+    job = finished([f"p{i}" for i in range(1102)], samples=3, shard_rows=600)
+    rows, _ = ask("What is new since I last looked?", job)
+    assert [(row.row_index, row.sample) for row in rows] == [(i, s) for i in range(100, 1100) for s in (0, 1, 2)]
+
+
 def test_best_of_n(ask):
     rows, done = ask("Which of n completions is the best for each prompt?")
     best = {}
@@ -117,6 +123,23 @@ def test_source_columns(ask):
     rows, done = ask("How do the columns of my dataset and the rewards go together?")
     expected = {label: mean(row["rewards"]["helpful"] for row in done if row["label"] == label) for label in "abc"}
     assert {row.label: row.mean_reward for row in rows} == close(expected)
+
+
+def test_a_table_of_ones_own(ask, ledger, finished):
+    job = finished([{"id": i, "prompt": f"p{i}"} for i in range(20)])
+    with ledger.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE reviews (id integer, author text)"))
+        connection.execute(
+            sa.text("INSERT INTO reviews VALUES (:id, :author)"),
+            [{"id": i, "author": ["Ann", "Bob"][i % 2]} for i in range(0, 25)],
+        )
+    rows, done = ask("How do I join results to a table of mine?", job)
+    expected = {
+        author: mean(row["rewards"]["helpful"] for row in done if row["id"] % 2 == odd)
+        for odd, author in enumerate(["Ann", "Bob"])
+    }
+    assert {row.author: row.mean_reward for row in rows} == close(expected)
+    assert [row.completions for row in rows] == [20, 20]
 
 
 def test_failures(ask):
