@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test fuzz chaos bench-ledger bench-alignment lint types docs check demo clean
+.PHONY: venv test fuzz chaos bench-ledger bench-alignment lint types docs screenshots check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -46,6 +46,9 @@ lint: $(STAMP)  ## ruff, the import contracts and the Dockerfile
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
+
+screenshots: $(STAMP)  ## the images of docs/report.md, of a sweep that runs for a minute; needs chromium
+	$(BIN)/python -m docs.screenshots
 
 docs: $(STAMP)  ## build the documentation into build/site; a warning fails
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet

@@ -8,7 +8,6 @@ shaded tokens, and of a search; exits with 1 where a bar is missed.
 
 import argparse
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -16,13 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
-from playwright.sync_api import sync_playwright
-
+from benchmarks.chromium import chromium
 from db.jobs import Job, JobProgress, JobStatus
 from worker.report.collect import ReportData, facts_of
 from worker.report.page import page
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 VOCABULARY = 30_000
 MOST_MEGABYTES = 60
 MOST_SECONDS = 3.0
@@ -87,8 +84,7 @@ def row(chance: random.Random, index: int, tokens: int, words: dict[int, bytes])
 def measure(path: Path) -> float:
     """Open the page three times; the slowest first paint in seconds."""
     paints = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    with chromium() as browser:
         for _ in range(3):
             opened = browser.new_page(viewport={"width": 1280, "height": 900})
             started = time.perf_counter()
@@ -105,7 +101,6 @@ def measure(path: Path) -> float:
             print(f"first paint {paint:.2f} s, tokens {shaded:.2f} s, charts {charted:.2f} s, search {searched:.2f} s")
             paints.append(paint)
             opened.close()
-        browser.close()
     return max(paints)
 
 

@@ -1,10 +1,9 @@
 """The report, opened in headless Chromium."""
 
-import shutil
 from itertools import product
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from db import jobs
 from tests.results.filled import WORDS
@@ -12,45 +11,18 @@ from worker.report.collect import collect, spread_spans
 from worker.report.page import page as html_page
 from worker.report.sweep import front_of
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 TOKEN_TEXTS = {index: f" {word}".encode() for index, word in enumerate(WORDS)}
-MANY = 10_000
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium"),
-    pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True),
-]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-def opened(browser, ledger, tmp_path):
-    """Open the report of a job; whatever the page complains of fails the test."""
-    complaints = []
+def opened(open_page, ledger):
+    """Open the report of a job."""
 
-    def opened(job, texts=TOKEN_TEXTS, limit=MANY, **more):
-        path = tmp_path / "report.html"
-        path.write_text(html_page(collect(ledger, jobs.progress(ledger, job.id), limit), texts), encoding="utf-8")
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, **more)
-        page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: request.url.startswith("file:") or complaints.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector(".token, .error")
-        return page
+    def opened(job, texts=TOKEN_TEXTS, limit=10_000, **more):
+        return open_page(html_page(collect(ledger, jobs.progress(ledger, job.id), limit), texts), **more)
 
-    yield opened
-    assert [text for text in complaints if not text.startswith(("blob:", "data:"))] == []
+    return opened
 
 
 def sweep_job(finished, count=30):
@@ -248,12 +220,3 @@ def test_no_row_is_shown_twice_and_as_many_as_may_be(ledger, submit, total, limi
     shown = [row for span in spread_spans(ledger, job, limit) for row in range(*span)]
     assert len(set(shown)) == len(shown) == min(limit, total)
     assert max(shown) < total
-
-
-@pytest.mark.slow
-def test_ten_thousand_completions_are_usable(finished, opened, tmp_path):
-    page = opened(finished([f"prompt {i}" for i in range(MANY // 2)], shard_rows=500))
-    assert (tmp_path / "report.html").stat().st_size < 60e6
-    page.locator("#search").fill("prompt 4999")
-    expect(page.locator("#count")).to_have_text("2 of 10,000 completions")
-    expect(page.locator(".token").first).to_be_visible()
