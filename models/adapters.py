@@ -98,7 +98,7 @@ def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
         UnsupportedModelError: the adapter is no plain LoRA of linear layers, or does not fit the backbone.
     """
     from peft import PeftConfig, get_peft_model
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear, LoraLayer
     from peft.utils.save_and_load import load_peft_weights
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -118,12 +118,21 @@ def read_updates(folder: Path, config: Any, ref: str) -> dict[str, LowRank]:
     updates = {}
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
+            if not isinstance(module, Linear):
+                raise _not_inner_linear(ref, name)
             a, b = (
                 _weight(weights, f"base_model.model.{name}.{part}.weight", getattr(module, part)["default"], ref)
                 for part in ("lora_A", "lora_B")
             )
             updates[name] = LowRank(a, b, float(module.scaling["default"]))
     return updates
+
+
+def _not_inner_linear(ref: str, name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{ref}: adapts {name}; an adapter that rides on a backbone may adapt inner linear layers only; "
+        "merge it with peft's merge_and_unload() and give the merged model's folder"
+    )
 
 
 def _weight(weights: dict[str, Tensor], key: str, expected: nn.Module, ref: str) -> Tensor:
@@ -156,16 +165,14 @@ def attach(model: nn.Module, segments: Segments, adapter: str, updates: dict[str
     """Let an adapter ride on a model: wrap its linear layers, and give each its update, in the model's dtype.
 
     Raises:
-        UnsupportedModelError: the adapter targets a layer that is not linear, or the LM head.
+        UnsupportedModelError: the adapter targets the LM head; the model is as it was.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
+    for name in updates:
+        if model.get_submodule(name) is head:
+            raise _not_inner_linear(ref, name)
     for name, update in updates.items():
         module = model.get_submodule(name)
-        if module is head or isinstance(module, nn.Embedding):
-            raise UnsupportedModelError(
-                f"{ref}: adapts {name}; an adapter that rides on a backbone may adapt inner linear layers only; "
-                "merge it with peft's merge_and_unload() and give the merged model's folder"
-            )
         if not isinstance(module, AdaptedLinear | AdaptedPackedLinear):
             if isinstance(module, PackedLinear):
                 module = AdaptedPackedLinear(module, segments)

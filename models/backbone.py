@@ -65,7 +65,7 @@ class Backbone:
         """Let an adapter ride on this backbone under the name `adapter`.
 
         Raises:
-            UnsupportedModelError: it adapts something else than inner linear layers.
+            UnsupportedModelError: it adapts the LM head.
         """
         attach(self.model, self._segments, adapter, updates, ref)
 

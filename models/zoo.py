@@ -281,7 +281,11 @@ class Zoo:
         updates = read_updates(adapter.folder, description.config, adapter.ref)
         name = f"{adapter.folder.resolve()}#{next(self._serials)}"
         with self._running:
-            backbone.attach(name, updates, adapter.ref)
+            try:
+                backbone.attach(name, updates, adapter.ref)
+            except BaseException:  # memory may run out in the middle
+                backbone.detach(name)
+                raise
         size = sum((update.a.numel() + update.b.numel()) * backbone.dtype.itemsize for update in updates.values())
         return Attached(backbone, name), size
 

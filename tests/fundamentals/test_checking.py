@@ -207,9 +207,12 @@ def test_adapters_that_cannot_ride(
         load(base, adapter)
 
 
-def test_an_adapter_of_the_head_cannot_ride(tmp_path: Path, base: Path, load: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match="adapts lm_head"):
-        load(base, make_adapter(tmp_path / "adapter", base, targets=["lm_head"]))
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_the_head_or_the_embeddings_cannot_ride(
+    tmp_path: Path, base: Path, load: Any, target: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"adapts .*{target}; .* merge_and_unload"):
+        load(base, make_adapter(tmp_path / "adapter", base, targets=["q_proj", target]))
 
 
 def test_a_cache_too_small_for_one_block(tmp_path: Path, base: Path) -> None:

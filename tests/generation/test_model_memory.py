@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from models.adapters import AdaptedLinear, AdaptedPackedLinear
+from models.backbone import Backbone
 from models.engine import Engine
-from models.errors import ModelMemoryError, ModelsInUseError
+from models.errors import ModelMemoryError, ModelsInUseError, UnsupportedModelError
 from models.memory import model_bytes, stored_bytes
 from models.spec import GenerationSpec, PromptRow
 from tests.tiny_models import make_adapter, make_model, spec_of
@@ -171,9 +173,44 @@ def test_adapters_are_dropped_one_by_one_while_their_base_stays(
         assert [run(engine, spec) for spec in specs] == expected
     assert engine.stats().model_evictions >= 3
     assert backbone() is engine._zoo.backbones[0]
-    riding = [module.updates for module in backbone().model.modules() if hasattr(module, "updates")]
+    riding = updates_on(backbone())
     assert riding
     assert all(len(updates) == 2 for updates in riding)
+
+
+def updates_on(backbone: Backbone) -> list[dict[str, Any]]:
+    """What rides on each layer that an adapter ever rode on."""
+    return [module.updates for module in backbone.model.modules() if hasattr(module, "updates")]
+
+
+def test_an_adapter_that_cannot_be_attached_leaves_nothing_behind(
+    tmp_path: Path, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_model(tmp_path / "base")
+    engine = make_engine(kv_cache_bytes=CACHE)
+    backbone = engine.load(GenerationSpec.parse(spec_of(base))).base.backbone
+
+    def load(targets: list[str]) -> None:
+        adapter = make_adapter(tmp_path / "adapter", base, targets=targets)
+        engine.load(GenerationSpec.parse(spec_of(base, ("arm", adapter, 1.0))))
+
+    with pytest.raises(UnsupportedModelError, match="adapts lm_head"):
+        load(["q_proj", "lm_head"])
+    assert updates_on(backbone) == []
+
+    added: list[Any] = []
+    for kind in (AdaptedLinear, AdaptedPackedLinear):
+
+        def add_or_fail(module: Any, *arguments: Any, add: Any = kind.add) -> None:
+            added.append(module)
+            if len(added) > 2:
+                raise MemoryError
+            add(module, *arguments)
+
+        monkeypatch.setattr(kind, "add", add_or_fail)
+    with pytest.raises(MemoryError):
+        load(["q_proj"])
+    assert updates_on(backbone) == [{}, {}, {}]
 
 
 def test_an_adapter_that_changed_while_it_was_out_of_memory_shares_no_old_blocks(
