@@ -101,11 +101,14 @@ class Scheduler:
         return min(self.prefill_tokens, max(FEWEST_PREFILL_TOKENS, 2 * decodes))
 
     def _has_memory_for(self, sequence: AnySequence) -> bool:
-        """Whether a new sequence leaves each running one the blocks that its prompt still needs, and one to grow."""
-        needed = _missing_blocks(
-            (stream, len(stream.tokens)) for one in (*self.running, sequence) for stream in one.streams
-        )
-        return all(pool.free >= blocks + len(self.running) for pool, blocks in needed.items())
+        """Whether a new sequence leaves each running stream the blocks that it still needs, and one to grow."""
+        needs = [(stream, len(stream.tokens)) for stream in sequence.streams]
+        needs += [
+            (stream, len(stream.tokens) + stream.backbone.pool.block_size)
+            for one in self.running
+            for stream in one.streams
+        ]
+        return all(pool.free >= blocks for pool, blocks in _missing_blocks(needs).items())
 
     def _advance(self, sequence: AnySequence, plan: Plan, budgets: "_Budgets") -> None:
         """Plan a sequence's next tokens, if memory allows."""

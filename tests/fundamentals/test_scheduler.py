@@ -155,6 +155,27 @@ def test_does_not_admit_what_would_starve_the_running(simulate: Any) -> None:
     assert world.scheduler.preemptions == 0
 
 
+def test_each_stream_of_the_running_has_a_block_to_grow_into(simulate: Any) -> None:
+    world = simulate([8], BLOCK_SIZE, prefill_tokens=100)
+    first = world.add([(0, 4), (0, 4), (0, 4)], 2)  # as with two ARMs that ride on the base
+    world.step()
+    second = world.add([(0, 4)], 1)
+    world.step()
+    assert world.finished == [first]  # its next token and one block for each stream, which leaves no room
+    world.run()
+    assert world.finished == [first, second]
+    assert world.scheduler.preemptions == 0
+
+
+def test_the_running_hold_up_nobody_in_the_caches_of_others(simulate: Any) -> None:
+    world = simulate([20, 2], BLOCK_SIZE)
+    for _ in range(3):
+        world.add([(0, 4)], 4)
+    other = world.add([(1, 4)], 1)
+    world.step()
+    assert other in world.finished
+
+
 def test_removing_what_waits_or_runs_or_is_gone(simulate: Any) -> None:
     world = simulate(max_running=1)
     running = world.add([(0, 9)], 4)
