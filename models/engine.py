@@ -7,6 +7,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -123,7 +124,8 @@ class Engine:
         self._max_running = settings.max_running
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
         self._arrived: deque[AnyRequest] = deque()
-        self._requests: set[AnyRequest] = set()
+        self._cancelled: deque[Future[Any]] = deque()
+        self._requests: dict[Future[Any], AnyRequest] = {}
         self._wakeup = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -198,6 +200,7 @@ class Engine:
         return future
 
     def _enqueue(self, request: AnyRequest) -> None:
+        request.future.add_done_callback(self._note_cancelled)
         with self._wakeup:
             if not self._stopping:
                 self._arrived.append(request)
@@ -205,6 +208,11 @@ class Engine:
                 return
         request.future.cancel()
         self._zoo.let_go(request.guided)
+
+    def _note_cancelled(self, future: Future[Any]) -> None:
+        """The engine looks at those alone: rows may wait by the ten thousand."""
+        if future.cancelled():
+            self._cancelled.append(future)
 
     def stats(self) -> EngineStats:
         """The engine's gauges and counters, as of the last step."""
@@ -271,21 +279,21 @@ class Engine:
                 self._fail(sequence.request, RowError("out_of_memory", f"{OUT_OF_MEMORY} ({first_line(error)})"))
 
     def _take_arrivals(self) -> None:
+        cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]  # all of them have arrived
         while self._arrived:
             request = self._arrived.popleft()
-            self._requests.add(request)
+            self._requests[request.future] = request
             for sequence in request.sequences:
                 self._scheduler.add(sequence)
-        for request in [request for request in self._requests if request.future.cancelled()]:
-            self._drop(request)
+        self._drop([self._requests[future] for future in cancelled if future in self._requests])
 
-    def _drop(self, request: AnyRequest) -> None:
-        self._scheduler.remove(request.sequences)
-        self._leave(request)
+    def _drop(self, requests: list[AnyRequest]) -> None:
+        self._scheduler.remove(sequence for request in requests for sequence in request.sequences)
+        for request in requests:
+            self._leave(request)
 
     def _leave(self, request: AnyRequest) -> None:
-        if request in self._requests:  # a row with several samples may fail once for each
-            self._requests.remove(request)
+        if self._requests.pop(request.future, None):  # a row with several samples may fail once for each
             self._zoo.let_go(request.guided)
 
     def _collect(self, drawn: list[Drawn]) -> None:
@@ -314,22 +322,22 @@ class Engine:
             if not sequence.is_finite:
                 self._fail(request, RowError("not_finite", NOT_FINITE))
                 continue
-            self._drop(request)
+            self._drop([request])
             self._prompt_tokens += sequence.streams[0].prompt_tokens
             if request.future.set_running_or_notify_cancel():
                 request.future.set_result(sequence.scored([arm.name for arm in request.guided.spec.arms]))
 
     def _fail_all(self, error: Exception | None) -> None:
         self._take_arrivals()
-        for request in list(self._requests):
+        for request in list(self._requests.values()):
             if error is not None:
                 self._fail(request, error)
             else:
-                self._drop(request)
+                self._drop([request])
                 request.future.cancel()
 
     def _fail(self, request: AnyRequest, error: Exception) -> None:
-        self._drop(request)
+        self._drop([request])
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)
 

@@ -58,12 +58,12 @@ class Scheduler:
     def remove(self, gone: Iterable[AnySequence]) -> None:
         """Forget sequences that finished or were cancelled, and free their blocks."""
         gone = set(gone)
-        if not gone:
-            return
         for sequence in gone:
             _release(sequence)
-        self.running = [sequence for sequence in self.running if sequence not in gone]
-        self.waiting = deque(sequence for sequence in self.waiting if sequence not in gone)
+        left = [sequence for sequence in self.running if sequence not in gone]
+        if len(self.running) - len(left) < len(gone):  # not all of them run; those that wait may be many
+            self.waiting = deque(sequence for sequence in self.waiting if sequence not in gone)
+        self.running = left
 
     def preempt_all(self) -> None:
         """Put what runs back to the front of the queue, to be computed again; nothing in the caches is trusted."""
@@ -79,9 +79,8 @@ class Scheduler:
         """The next step; empty when there is nothing to run."""
         plan = Plan()
         budgets = _Budgets(self._prefill_budget())
-        for sequence in list(self.running):
-            if sequence in self.running:  # it may have given way to an older one
-                self._advance(sequence, plan, budgets)
+        for sequence in self.running:  # the youngest, at its end, may give way meanwhile
+            self._advance(sequence, plan, budgets)
         while self.waiting and len(self.running) < self.max_running and budgets.has_left(self.waiting[0]):
             sequence = self.waiting[0]
             for stream in sequence.streams:

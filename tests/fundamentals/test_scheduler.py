@@ -187,6 +187,17 @@ def test_removing_what_waits_or_runs_or_is_gone(simulate: Any) -> None:
     world.check_blocks()
 
 
+def test_those_who_wait_are_looked_at_only_when_one_of_them_goes(simulate: Any) -> None:
+    world = simulate(max_running=1)
+    running, first, second = (world.add([(0, 4)], 4) for _ in range(3))
+    world.step()
+    waiting = world.scheduler.waiting
+    world.scheduler.remove([running])
+    assert world.scheduler.waiting is waiting
+    world.scheduler.remove([first])
+    assert list(world.scheduler.waiting) == [second]
+
+
 def test_nothing_to_do_is_an_empty_plan(simulate: Any) -> None:
     assert simulate().step().chunks == {}
 
