@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from models.completion import Completion, FinishReason
 from models.errors import RowError, first_line
+from models.failures import is_out_of_memory
 from models.guided import GuidedModel
 from models.latencies import Latencies
 from models.scheduler import Plan, Scheduler
@@ -26,6 +25,8 @@ from models.zoo import Zoo
 
 log = logging.getLogger(__name__)
 
+STEPS_TO_GROW = 32
+"""After a step that failed, one sequence more runs at once after each so many steps that did not."""
 OUT_OF_MEMORY = "the row does not fit into memory, even alone"
 NOT_FINITE = "the models give no finite logits (NaN or infinity) for this row; their weights may be broken"
 
@@ -122,6 +123,8 @@ class Engine:
             settings.device_map,
         )
         self._max_running = settings.max_running
+        self._good_steps = 0
+        """Since the last one that failed."""
         self._scheduler = Scheduler(settings.max_running, settings.prefill_tokens)
         self._arrived: deque[AnyRequest] = deque()
         self._cancelled: deque[Future[Any]] = deque()
@@ -254,6 +257,7 @@ class Engine:
         else:
             self._collect(drawn)
             self._collect_scored(plan.scored)
+            self._grow()
         self._steps += 1
         return True
 
@@ -265,18 +269,30 @@ class Engine:
             return draw_tokens([(s.request.guided, s) for s in plan.ready], logits)
 
     def _recover(self, error: Exception) -> None:
-        """After a step that failed: with too little memory run half as many at once; else the rows in work fail."""
+        """After a step that failed: run half as many at once, until what cannot run stands alone, and fails alone."""
+        is_short = is_out_of_memory(error)
         running = list(self._scheduler.running)
         self._scheduler.preempt_all()
-        if not _is_out_of_memory(error):
-            log.error("the engine failed in a step; its rows fail", exc_info=error)
-            self._fail_all(error)
-        elif len(running) > 1:
-            self._scheduler.max_running = len(running) // 2
-            log.warning("out of memory with %d sequences; going on with %d at once", len(running), len(running) // 2)
-        else:
-            for sequence in running:
+        self._good_steps = 0
+        half = len(running) // 2
+        if half:
+            self._scheduler.max_running = half
+            what = "out of memory" if is_short else "the engine failed in a step"
+            trace = None if is_short else error
+            log.warning("%s with %d sequences; going on with %d at once", what, len(running), half, exc_info=trace)
+            return
+        for sequence in running:
+            if is_short:
                 self._fail(sequence.request, RowError("out_of_memory", f"{OUT_OF_MEMORY} ({first_line(error)})"))
+            else:
+                self._fail(sequence.request, error)
+                self._scheduler.max_running = self._max_running  # those beside it are well
+
+    def _grow(self) -> None:
+        """After a step that did not fail."""
+        self._good_steps += 1
+        if self._scheduler.max_running < self._max_running and self._good_steps % STEPS_TO_GROW == 0:
+            self._scheduler.max_running += 1
 
     def _take_arrivals(self) -> None:
         cancelled = [self._cancelled.popleft() for _ in range(len(self._cancelled))]  # all of them have arrived
@@ -340,11 +356,6 @@ class Engine:
         self._drop([request])
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _resolve(request: EngineRequest) -> None:

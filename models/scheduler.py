@@ -66,8 +66,12 @@ class Scheduler:
         self.running = left
 
     def preempt_all(self) -> None:
-        """Put what runs back to the front of the queue, to be computed again; nothing in the caches is trusted."""
-        for sequence in reversed(self.running):
+        """Put what runs back to the front of the queue, to be computed again; nothing in the caches is trusted.
+
+        The younger half goes first: what breaks a step mostly does so when it joins, and is found soon.
+        """
+        older = len(self.running) - len(self.running) // 2
+        for sequence in reversed([*self.running[older:], *self.running[:older]]):
             _release(sequence)
             self.waiting.appendleft(sequence)
             for stream in sequence.streams:

@@ -276,12 +276,12 @@ def test_beside_many_decodes_a_long_prompt_goes_in_small_chunks(simulate: Any) -
 def test_after_a_failed_step_everything_is_computed_again(simulate: Any) -> None:
     world = simulate(prefill_tokens=100)
     world.same_beginnings = True
-    samples = [world.add([(0, 18)], 3) for _ in range(3)]
+    first, second, third = (world.add([(0, 18)], 3) for _ in range(3))
     world.step()
     world.scheduler.schedule()  # a step that did not get to run
     world.scheduler.preempt_all()
     assert world.scheduler.running == []
-    assert list(world.scheduler.waiting) == samples
+    assert list(world.scheduler.waiting) == [third, first, second]  # the younger half goes first
     assert [chunk.count for chunk in world.step().chunks[world.backbones[0]]] == [19, 3, 3]
     world.run()
-    assert world.finished == samples
+    assert world.finished == [third, first, second]

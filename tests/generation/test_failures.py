@@ -95,23 +95,63 @@ def test_a_row_that_does_not_fit_alone_fails_alone(
     assert [len(futures[index].result(timeout=0)[0].tokens) for index in (0, 2)] == [4, 4]
 
 
-def test_another_failure_fails_the_rows_in_work_and_the_engine_goes_on(
-    make_engine: Any, tmp_path: Path, failing_runs: Any
+def test_a_busy_engine_runs_more_at_once_again_bit_by_bit(
+    make_engine: Any, tmp_path: Path, failing_runs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), max_new_tokens=4, ignore_eos=True))
-    engine = make_engine()
+    monkeypatch.setattr("models.engine.STEPS_TO_GROW", 5)
+    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), max_new_tokens=60, ignore_eos=True))
+    engine = make_engine(max_running=4)
     guided = engine.load(spec)
-    sizes = failing_runs(lambda chunks: len(sizes) == 2, ValueError("broken"))
-    first = engine.submit(guided, PromptRow.parse(ROWS[0], 0, spec))
+    sizes = failing_runs(lambda chunks: len(sizes) == 2, MemoryError())
+    for index, row in enumerate(ROWS):
+        engine.submit(guided, PromptRow.parse(row, index, spec))
+    for _ in range(20):
+        engine.step()
+    assert sizes[1:] == [4] + [2] * 5 + [3] * 5 + [4] * 8
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+@pytest.mark.parametrize("tokens", [0, 6])
+def test_a_row_that_breaks_its_steps_fails_alone_and_changes_no_output(
+    generate: Any, make_engine: Any, tmp_path: Path, failing_runs: Any, place: int, tokens: int
+) -> None:
+    """At its first step, or once it has some tokens; it has two samples, which break both."""
+    written = spec_of(make_model(tmp_path / "base"), samples=2, temperature=1.0, ignore_eos=True)
+    expected = generate(written, ROWS)
+    spec = GenerationSpec.parse(written)
+    engine = make_engine(max_running=8)
+    guided = engine.load(spec)
+    prompt = expected[place][0].prompt_tokens
+
+    def is_broken(chunk: Chunk) -> bool:
+        return chunk.stream.prompt_tokens == prompt and len(chunk.stream.tokens) >= prompt + tokens
+
+    failing_runs(lambda chunks: any(map(is_broken, chunks)), ValueError("broken"))
+    futures = [engine.submit(guided, PromptRow.parse(row, index, spec)) for index, row in enumerate(ROWS)]
     while engine.step():
         pass
     with pytest.raises(ValueError, match="broken"):
-        first.result(timeout=0)
-    second = engine.submit(guided, PromptRow.parse(ROWS[0], 0, spec))
-    while engine.step():
-        pass
-    assert len(second.result(timeout=0)[0].tokens) == 4
+        futures.pop(place).result(timeout=0)
+    assert [future.result(timeout=0) for future in futures] == expected[:place] + expected[place + 1 :]
     assert engine.stats().kv_cache_usage == 0
+
+
+def test_what_breaks_as_it_joins_is_found_in_a_few_steps(make_engine: Any, tmp_path: Path, failing_runs: Any) -> None:
+    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), max_new_tokens=100, ignore_eos=True))
+    engine = make_engine()
+    guided = engine.load(spec)
+    broken = {"prompt": "broken" * 9}
+    failing_runs(lambda chunks: any(chunk.stream.prompt_tokens > 50 for chunk in chunks), ValueError("broken"))
+    for index in range(31):
+        engine.submit(guided, PromptRow.parse(ROWS[0], index, spec))
+    engine.step()
+    last = engine.submit(guided, PromptRow.parse(broken, 31, spec))
+    for _ in range(6):  # 32, 16, 8, 4, 2 and 1 sequences
+        assert not last.done()
+        engine.step()
+    assert last.done()
+    engine.step()
+    assert engine.stats().running == 31  # those beside it run together again
 
 
 @pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])
