@@ -5,18 +5,18 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.completion import Completion, FinishReason
-from models.errors import RowError, first_line
-from models.failures import is_out_of_memory
+from models.completion import Completion
+from models.errors import DeviceLostError, RowError, first_line
+from models.failures import is_lost, is_out_of_memory
 from models.guided import GuidedModel
 from models.latencies import Latencies
+from models.requests import AnyRequest, EngineRequest, ScoreRequest
 from models.scheduler import Plan, Scheduler
 from models.scoring import ResponseRow, ScoredResponse, ScoredSequence
-from models.sequence import Sequence
 from models.shelf import GiveUp
 from models.spec import GenerationSpec, PromptRow
 from models.step import Drawn, StepLogits, draw_tokens
@@ -78,30 +78,6 @@ class EngineStats:
     """Of all tokens so far; goes on counting."""
 
 
-@dataclass(eq=False)
-class EngineRequest:
-    """One row in the engine: its samples, and the future that its caller waits for."""
-
-    guided: GuidedModel
-    future: Future[list[Completion]]
-    stop: StopMatcher
-    sequences: list[Sequence] = field(default_factory=list)
-    finished: list[Completion] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class ScoreRequest:
-    """One response to score."""
-
-    guided: GuidedModel
-    future: Future[ScoredResponse]
-    sequences: list[ScoredSequence] = field(default_factory=list)
-    """One."""
-
-
-AnyRequest = EngineRequest | ScoreRequest
-
-
 class Engine:
     """Generates rows of any number of jobs with base models guided by ARMs, and scores responses.
 
@@ -147,7 +123,7 @@ class Engine:
             self._wakeup.notify()
         if self._thread is not None:
             self._thread.join()
-        self._fail_all(None)
+        self._end()
 
     def load(self, spec: GenerationSpec, give_up: GiveUp | None = None) -> GuidedModel:
         """The models of a spec, loaded where they are not yet; they stay in memory until `let_go`. Thread-safe.
@@ -236,15 +212,34 @@ class Engine:
         )
 
     def _loop(self) -> None:
-        while True:
-            with self._wakeup:
-                self._wakeup.wait_for(lambda: self._stopping or self._arrived or self._requests)
-                if self._stopping:
-                    return
-            self.step()
+        try:
+            while self._has_work():
+                self.step()
+        except Exception:
+            log.critical("the engine ends, and gives back its rows; only a new process goes on", exc_info=True)
+        finally:
+            self._end()
+
+    def _has_work(self) -> bool:
+        """Wait for work; False once the engine is to stop."""
+        with self._wakeup:
+            self._wakeup.wait_for(lambda: self._stopping or self._arrived or self._requests)
+            return not self._stopping
+
+    def _end(self) -> None:
+        """Cancel all that is not done; what comes later is cancelled as it comes."""
+        with self._wakeup:
+            self._stopping = True
+        for request in [*self._requests.values(), *self._arrived]:
+            request.future.cancel()
+        self._take_arrivals()
 
     def step(self) -> bool:
-        """Schedule, run, sample, collect; False when there was nothing to do."""
+        """Schedule, run, sample, collect; False when there was nothing to do.
+
+        Raises:
+            DeviceLostError: no step succeeds any more.
+        """
         self._take_arrivals()
         plan = self._scheduler.schedule()
         if not plan.chunks:
@@ -253,7 +248,7 @@ class Engine:
         try:
             drawn = self._run(plan)
         except Exception as error:
-            self._recover(error)
+            self._recover(plan, error)
         else:
             self._collect(drawn)
             self._collect_scored(plan.scored)
@@ -268,9 +263,11 @@ class Engine:
                 logits.run(backbone, chunks)
             return draw_tokens([(s.request.guided, s) for s in plan.ready], logits)
 
-    def _recover(self, error: Exception) -> None:
+    def _recover(self, plan: Plan, error: Exception) -> None:
         """After a step that failed: run half as many at once, until what cannot run stands alone, and fails alone."""
         is_short = is_out_of_memory(error)
+        if not is_short and any(is_lost(backbone.device) for backbone in plan.chunks):
+            raise DeviceLostError(f"the device fails at everything ({first_line(error)})") from error
         running = list(self._scheduler.running)
         self._scheduler.preempt_all()
         self._good_steps = 0
@@ -321,7 +318,12 @@ class Engine:
                 continue
             sequence.append(one.token, one.logprob, one.base_logprob, one.rewards)
             self._latencies.note(sequence, now)
-            if completion := _completion_if_finished(sequence):
+            try:
+                completion = sequence.request.completion_if_finished(sequence)
+            except Exception as error:  # of a tokenizer, over these tokens
+                self._fail(sequence.request, error)
+                continue
+            if completion:
                 finished.append(sequence)
                 sequence.request.finished.append(completion)
         self._generated_tokens += len(drawn)
@@ -330,7 +332,7 @@ class Engine:
         for request in {sequence.request: None for sequence in finished}:
             if len(request.finished) == len(request.sequences):
                 self._leave(request)
-                _resolve(request)
+                request.resolve()
 
     def _collect_scored(self, scored: list[ScoredSequence]) -> None:
         for sequence in scored:
@@ -343,49 +345,7 @@ class Engine:
             if request.future.set_running_or_notify_cancel():
                 request.future.set_result(sequence.scored([arm.name for arm in request.guided.spec.arms]))
 
-    def _fail_all(self, error: Exception | None) -> None:
-        self._take_arrivals()
-        for request in list(self._requests.values()):
-            if error is not None:
-                self._fail(request, error)
-            else:
-                self._drop([request])
-                request.future.cancel()
-
     def _fail(self, request: AnyRequest, error: Exception) -> None:
         self._drop([request])
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             request.future.set_exception(error)
-
-
-def _resolve(request: EngineRequest) -> None:
-    if request.future.set_running_or_notify_cancel():
-        request.future.set_result(sorted(request.finished, key=lambda completion: completion.sample))
-
-
-def _completion_if_finished(sequence: Sequence) -> Completion | None:
-    request: EngineRequest = sequence.request
-    reason: FinishReason | None = None
-    text: str | None = None
-    eos_ids = request.guided.base.description.eos_ids
-    ended = sequence.response[-1] in eos_ids and not sequence.sampling.ignore_eos
-    if not ended:
-        text = request.stop.text_before_stop(sequence.response)
-    if ended or text is not None:
-        reason = "stop"
-    elif len(sequence.response) >= sequence.sampling.max_new_tokens:
-        reason = "length"
-    if reason is None:
-        return None
-    return Completion(
-        sample=sequence.sample,
-        text=text if text is not None else request.guided.base.renderer.text(sequence.response),
-        finish_reason=reason,
-        tokens=sequence.response,
-        logprobs=sequence.logprobs,
-        base_logprobs=sequence.base_logprobs,
-        token_rewards={
-            arm.name: series for arm, series in zip(request.guided.spec.arms, sequence.token_rewards, strict=True)
-        },
-        prompt_tokens=sequence.streams[0].prompt_tokens,
-    )

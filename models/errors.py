@@ -52,3 +52,7 @@ class RowError(ModelsError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DeviceLostError(Exception):
+    """All that a device is asked for fails in this process from now on; no row or job need be at fault."""

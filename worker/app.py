@@ -73,6 +73,8 @@ def run_worker(
 ) -> int:
     """Run a Celery worker in this process until it is stopped, and return its exit status.
 
+    It stops by itself, with status 1, when its engine has ended.
+
     Args:
         options: Celery's own worker options.
         ready_fd: gets one byte when the worker consumes messages.
@@ -117,7 +119,7 @@ def run_worker(
         with endpoint(app.service, settings):
             app.worker_main(worker_argv(settings, options))
     (worker,) = workers
-    status = int(worker.exitcode or 0)
+    status = int(worker.exitcode or app.service.has_lost_engine)
     if worker.pool is not None and worker.pool.has_stuck_threads():
         logging.shutdown()
         os._exit(status)

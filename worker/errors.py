@@ -21,6 +21,10 @@ class WorkerDiedError(ServiceError):
     """The worker process that this process started has ended by itself."""
 
 
+class EngineEndedError(ServiceError):
+    """The engine of this process has ended by itself: its rows are lost, and only a new process goes on."""
+
+
 class EndpointError(ServiceError):
     """The port for metrics and health cannot be used, or nothing healthy answers there."""
 

@@ -5,7 +5,7 @@ import time
 
 from worker.service import Service
 
-THREADS = ("writer", "heartbeats", "rescuer", "lookout")
+THREADS = ("engine", "writer", "heartbeats", "rescuer", "lookout")
 STALL_SECONDS = 600.0
 """The engine has rows and makes no step for so long: it hangs."""
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -59,6 +60,7 @@ class Service:
         self.company = Company()
         self.is_started = False
         self.is_draining = False
+        self.has_lost_engine = False
         self._stopping = threading.Event()
         self.database = Patience("the database", DatabaseUnreachableError, self._stopping)
         self.broker = Patience("Redis", BrokerUnreachableError, self._stopping)
@@ -100,6 +102,14 @@ class Service:
         for run in self.heartbeats.running():
             log.warning("shard %d does not let go; its lease is released without it", run.lease.shard_id)
             self.database.attempt(lambda lease=run.lease: db.shards.release(self.ledger, lease))  # type: ignore[misc]
+
+    def lose_engine(self) -> None:
+        """Stop the process, whose engine has ended by itself: only a new one goes on. Called from any thread."""
+        if self.has_lost_engine:
+            return
+        self.has_lost_engine = self.is_draining = True
+        log.critical("the engine of this worker has ended; the worker stops, to be started anew")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def hand_back(self) -> None:
         """Make all shards in work drop their unfinished rows and release their leases."""

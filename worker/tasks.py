@@ -19,6 +19,7 @@ from db.faults import Point, reach
 from db.shards import Lease, NewCompletion, RequestRow, RowOutcome
 from models.completion import Completion
 from models.errors import (
+    DeviceLostError,
     IncompatibleArmError,
     ModelMemoryError,
     ModelNotAllowedError,
@@ -34,7 +35,7 @@ from models.spec import PromptRow
 from worker import logs, metrics, tracing
 from worker.admission import admit_row
 from worker.engines import LoadedJob
-from worker.errors import BaseNotServedError
+from worker.errors import BaseNotServedError, EngineEndedError
 from worker.heartbeats import Ending
 from worker.scoring import KIND as SCORE
 from worker.scoring import start_scoring
@@ -106,6 +107,10 @@ def _run_leased(service: Service, lease: Lease) -> None:
             found |= {"rows": run.rows, "tokens": run.tokens}
     except DatabaseUnreachableError:
         log.warning("shard %d: the database is away at the end; others take it when its lease runs out", lease.shard_id)
+    except (EngineEndedError, DeviceLostError) as error:
+        # Not released, as if the process had died: one of the rows may be why, which must not run for ever.
+        log.error("shard %d is tried again when its lease runs out: %s", lease.shard_id, error)
+        service.lose_engine()
     except Exception:
         # Not released: the lease runs out and counts as an attempt, so that a shard that always fails ends.
         log.exception("shard %d of %s failed; it is tried again when its lease runs out", lease.shard_id, lease.job_id)
@@ -243,8 +248,8 @@ class ShardRun:
         try:
             completions = [_new_completion(completion) for completion in future.result()]
         except CancelledError:
-            # Without a reason of ours, the engine was stopped under us.
-            self._ended = self._ended or Ending.HANDED_BACK
+            if self._ended is None:
+                raise EngineEndedError("the engine has ended") from None
             return None
         except RowError as error:
             return RowOutcome(self.lease, row.request_id, [], (error.code, str(error)))

@@ -8,7 +8,7 @@ import pytest
 
 import db.jobs
 from db.faults import Point
-from tests.service.fake_engine import DIE, HOLD
+from tests.service.fake_engine import DIE, END, HOLD
 from worker.embedded import WorkerProcess
 
 LEASE_SECONDS = 1.0
@@ -63,9 +63,12 @@ def test_a_worker_killed_at_any_step_costs_nothing(
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)
-def test_a_row_that_kills_its_process_fails_alone(settings, worker, ledger, submit, publish, results, wait_until):
+@pytest.mark.parametrize(("deadly", "status"), [(DIE, -signal.SIGKILL), (END, 1)])
+def test_a_row_that_kills_its_process_or_ends_the_engine_fails_alone(
+    settings, worker, ledger, submit, publish, results, wait_until, deadly, status
+):
     prompts = [f"row {index}" for index in range(32)]
-    prompts[21] = DIE
+    prompts[21] = deadly
     job_id = submit(*prompts, shard_rows=32)
     publish()
 
@@ -77,9 +80,10 @@ def test_a_row_that_kills_its_process_fails_alone(settings, worker, ledger, subm
         wait_until(lambda running=running: has_died(running) or has_ended())
         if has_ended():
             break
+        assert running.stop() == status
     rows = results(job_id)
     assert [row["error"]["code"] for row in rows if row["error"]] == ["worker_died"]
-    assert [row.get("completion") for row in rows] == [None if p == DIE else p[::-1] for p in prompts]
+    assert [row.get("completion") for row in rows] == [None if p == deadly else p[::-1] for p in prompts]
 
 
 @pytest.mark.parametrize("ledger_url", ["postgresql"], indirect=True)

@@ -1,6 +1,7 @@
 """A step that fails costs as little as it can: too little memory shrinks the batch, and the engine always goes on."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from models.backbone import Backbone
 from models.errors import RowError
+from models.failures import is_lost
 from models.sequence import Chunk
 from models.spec import GenerationSpec, PromptRow
 from tests.tiny_models import make_model, spec_of
@@ -152,6 +154,81 @@ def test_what_breaks_as_it_joins_is_found_in_a_few_steps(make_engine: Any, tmp_p
     assert last.done()
     engine.step()
     assert engine.stats().running == 31  # those beside it run together again
+
+
+def test_a_row_whose_tokens_give_no_text_fails_alone(
+    make_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), samples=2, temperature=1.0, ignore_eos=True))
+    engine = make_engine()
+    guided = engine.load(spec)
+    decode = guided.base.renderer.text
+
+    def text(tokens: list[int]) -> str:
+        if len(tokens) == 7:
+            raise ValueError("no text")
+        return decode(tokens)
+
+    monkeypatch.setattr(guided.base.renderer, "text", text)
+    rows = [{**ROWS[0], "sampling": {"max_new_tokens": count}} for count in (6, 7, 8)]
+    futures = [engine.submit(guided, PromptRow.parse(row, index, spec)) for index, row in enumerate(rows)]
+    while engine.step():
+        pass
+    with pytest.raises(ValueError, match="no text"):
+        futures[1].result(timeout=0)
+    assert [len(completion.tokens) for index in (0, 2) for completion in futures[index].result(0)] == [6, 6, 8, 8]
+
+
+@pytest.fixture
+def started(make_engine: Any, tmp_path: Path) -> Any:
+    """Start an engine; gives it, and a function that submits a row which takes long."""
+    spec = GenerationSpec.parse(spec_of(make_model(tmp_path / "base"), max_new_tokens=200, ignore_eos=True))
+    engine = make_engine()
+    guided = engine.load(spec)
+    yield engine, lambda: engine.submit(guided, PromptRow.parse(ROWS[0], 0, spec))
+    engine.stop()
+
+
+def test_an_engine_whose_thread_breaks_gives_all_rows_back(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, submit = started
+    monkeypatch.setattr(engine._scheduler, "schedule", lambda: {}["a bug"])
+    before = submit()
+    engine.start()
+    with pytest.raises(CancelledError):
+        before.result(timeout=10)
+    engine._thread.join(10)
+    assert not engine._thread.is_alive()
+    assert submit().cancelled()
+
+
+def test_a_lost_device_ends_the_engine_and_blames_no_row(
+    started: Any, failing_runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, submit = started
+    monkeypatch.setattr("models.engine.is_lost", lambda device: True)
+    futures = [submit() for _ in range(3)]
+    sizes = failing_runs(lambda chunks: len(sizes) == 3, RuntimeError("CUDA error: device-side assert triggered"))
+    engine.start()
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(timeout=10)
+    assert submit().cancelled()
+    assert len(sizes) == 3
+
+
+def test_a_device_is_lost_where_even_waiting_for_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    synchronized: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronized.append)
+    assert not is_lost(torch.device("cpu"))
+    assert not is_lost(torch.device("cuda:1"))
+    assert synchronized == [torch.device("cuda:1")]
+
+    def fail(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert is_lost(torch.device("cuda"))
+    assert not is_lost(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("use_kernels", [True, False], ids=["kernels", "torch"])

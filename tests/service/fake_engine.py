@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 
 from models.completion import Completion
-from models.errors import ModelNotFoundError, RowError
+from models.errors import DeviceLostError, ModelNotFoundError, RowError
 
 HOLD = "hold"
 """A row with this prompt stays in the engine until `release` is called."""
@@ -16,7 +16,10 @@ BREAK = "break"
 UNSTORABLE = "unstorable"
 """The completion of a row with this prompt is one that no database takes."""
 DIE = "die"
+END = "end"
+"""A row with this prompt ends the engine."""
 MISSING_BASE = "no/such-model"
+LOST_DEVICE = "lost/device"
 
 
 class FakeEngine:
@@ -27,12 +30,18 @@ class FakeEngine:
         self.loads = []
         self.submitted = []
         self.changed = threading.Condition()
+        self.ended = threading.Event()
 
     def start(self):
         self.stopped = False
+        threading.Thread(target=self.ended.wait, name="engine", daemon=True).start()
 
     def stop(self):
         self.stopped = True
+        self.end()
+
+    def end(self):
+        self.ended.set()
         for _, future in self.held:
             future.cancel()
 
@@ -40,8 +49,8 @@ class FakeEngine:
         self.loads.append(spec)
         if spec.base == MISSING_BASE:
             raise ModelNotFoundError(f"no model {spec.base!r}: give a hub id or a folder")
-        if spec.base == BREAK:
-            raise RuntimeError("out of luck")
+        if spec.base == LOST_DEVICE:
+            raise DeviceLostError("the device fails at everything")
         return spec
 
     def hold(self, guided):
@@ -57,7 +66,11 @@ class FakeEngine:
             if row.prompt == HOLD:
                 self.held.append((row, future))
             self.changed.notify_all()
-        if row.prompt == REFUSE:
+        if row.prompt == END:
+            self.end()
+        if self.ended.is_set():
+            future.cancel()
+        elif row.prompt == REFUSE:
             future.set_exception(RowError("prompt_too_long", "the prompt has 9 tokens, the context 8"))
         elif row.prompt == BREAK:
             future.set_exception(RuntimeError("a bug"))

@@ -144,7 +144,7 @@ def test_a_port_that_is_taken_is_named_with_the_remedy(service, settings):
         silent.close()
 
 
-def test_health_names_a_dead_thread_and_an_engine_that_hangs(service, monkeypatch):
+def test_health_names_a_dead_thread_and_an_engine_that_hangs(service, wait_until, monkeypatch):
     health = Health(service)
     assert health.problems() == []
     engine = service.engines.engine
@@ -156,6 +156,9 @@ def test_health_names_a_dead_thread_and_an_engine_that_hangs(service, monkeypatc
     alive = threading.enumerate
     monkeypatch.setattr(threading, "enumerate", lambda: [t for t in alive() if t.name != "writer"])
     assert health.problems() == ["the thread 'writer' has ended"]
+    monkeypatch.undo()
+    engine.end()
+    wait_until(lambda: health.problems() == ["the thread 'engine' has ended"])
     service.is_draining = True
     assert health.problems() == []
 

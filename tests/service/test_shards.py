@@ -1,5 +1,7 @@
 """One shard through the service with a fake engine, over a real ledger and a real Redis; no Celery worker around it."""
 
+import os
+import signal
 import threading
 
 import sqlalchemy as sa
@@ -7,7 +9,7 @@ import sqlalchemy as sa
 import db.jobs
 import db.shards
 from db.tables import shards
-from tests.service.fake_engine import BREAK, HOLD, MISSING_BASE, REFUSE, UNSTORABLE
+from tests.service.fake_engine import BREAK, END, HOLD, LOST_DEVICE, MISSING_BASE, REFUSE, UNSTORABLE
 from worker.tasks import run_shard
 
 
@@ -50,6 +52,35 @@ def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_
     thread.join(10)
     assert not thread.is_alive()
     assert job(job_id).status == "cancelled"
+
+
+def test_an_engine_that_ends_stops_its_worker_and_its_shards_count_as_tried(
+    service, ledger, submit, results, wait_until, monkeypatch
+):
+    kills = []
+    monkeypatch.setattr("worker.service.os.kill", lambda *arguments: kills.append(arguments))
+    job_id = submit(HOLD, "two", END, shard_rows=2)
+    held, ending = shard_ids_of(ledger)
+    thread = threading.Thread(target=run_shard, args=(service, held))
+    thread.start()
+    service.engines.engine.wait_for_held(1)
+    run_shard(service, ending)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert kills == [(os.getpid(), signal.SIGTERM)]
+    assert service.is_draining
+    wait_until(lambda: [row["id"] for row in results(job_id)] == [1])  # what was finished is kept
+    assert db.shards.claim(ledger, held, "another", 60) is None  # as after a death, it waits for the end of the lease
+    assert db.shards.claim(ledger, ending, "another", 60) is None
+
+
+def test_a_lost_device_stops_the_worker_and_fails_no_job(service, ledger, submit, job, monkeypatch):
+    kills = []
+    monkeypatch.setattr("worker.service.os.kill", lambda *arguments: kills.append(arguments))
+    job_id = submit("one", base=LOST_DEVICE)
+    run_shard(service, *shard_ids_of(ledger))
+    assert kills == [(os.getpid(), signal.SIGTERM)]
+    assert job(job_id).status == "in_progress"
 
 
 def test_a_drained_service_hands_its_shard_back(service, ledger, submit, results):
