@@ -135,6 +135,7 @@ class Engine:
             ModelsError: a model cannot be found, read or run, or the models do not fit together.
             ModelMemoryError: they do not fit into the memory for models.
             ModelsInUseError: they fit, but not beside the models in use, and the caller gave up.
+            DeviceLostError: nothing can be loaded any more.
         """
         return self._zoo.load(spec, give_up)
 

@@ -14,7 +14,8 @@ import torch
 
 from models.adapters import read_updates
 from models.backbone import Backbone
-from models.errors import ModelMemoryError, SpecError, first_line
+from models.errors import DeviceLostError, ModelMemoryError, ModelsError, SpecError, first_line
+from models.failures import is_lost
 from models.fitting import kv_bytes_per_token
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, DeviceMap, describe, load_weights
@@ -141,7 +142,20 @@ class Zoo:
             ModelsError: as `describe_spec`, or the weights cannot be loaded.
             ModelMemoryError: they do not fit into the memory for models.
             ModelsInUseError: they fit, but not beside the models in use, and the caller gave up.
+            DeviceLostError: nothing can be loaded any more.
         """
+        try:
+            return self._load(spec, give_up)
+        except ModelsError:
+            raise
+        except Exception as error:
+            log.exception("the models of a job cannot be loaded")
+            what = f"{type(error).__name__}: {first_line(error)}"
+            if is_lost(Placement.choose(self._device, self._dtype).device):
+                raise DeviceLostError(f"the device fails at everything ({what})") from error
+            raise ModelsError(f"{spec.base} and its ARMs cannot be loaded ({what}); the log says where") from error
+
+    def _load(self, spec: GenerationSpec, give_up: GiveUp | None) -> GuidedModel:
         placement = Placement.choose(self._device, spec.dtype if spec.dtype != "auto" else self._dtype)
         base, arms = describe_spec(spec, self._home)
         shelf = self._shelf_on(placement.device)

@@ -11,7 +11,14 @@ import torch
 from transformers import T5Config
 
 from models.checking import check_spec
-from models.errors import IncompatibleArmError, ModelNotFoundError, SpecError, UnsupportedModelError
+from models.errors import (
+    DeviceLostError,
+    IncompatibleArmError,
+    ModelNotFoundError,
+    ModelsError,
+    SpecError,
+    UnsupportedModelError,
+)
 from models.spec import GenerationSpec
 from models.zoo import Placement, Zoo
 from tests.tiny_models import OTHER_TEMPLATE, TEMPLATE, make_adapter, make_model, make_tokenizer
@@ -213,6 +220,21 @@ def test_an_adapter_of_the_head_or_the_embeddings_cannot_ride(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=f"adapts .*{target}; .* merge_and_unload"):
         load(base, make_adapter(tmp_path / "adapter", base, targets=["q_proj", target]))
+
+
+@pytest.mark.parametrize("step", ["describe", "load_weights"])
+def test_what_nobody_thought_of_fails_the_job_in_a_line_or_the_device(
+    base: Path, load: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise KeyError("rope_theta")
+
+    monkeypatch.setattr(f"models.zoo.{step}", fail)
+    with pytest.raises(ModelsError, match=r"base and its ARMs cannot be loaded \(KeyError: 'rope_theta'\)"):
+        load(base)
+    monkeypatch.setattr("models.zoo.is_lost", lambda device: device.type == "cpu")
+    with pytest.raises(DeviceLostError, match="rope_theta"):
+        load(base)
 
 
 def test_a_cache_too_small_for_one_block(tmp_path: Path, base: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from models.adapters import AdaptedLinear, AdaptedPackedLinear
 from models.backbone import Backbone
 from models.engine import Engine
-from models.errors import ModelMemoryError, ModelsInUseError, UnsupportedModelError
+from models.errors import ModelMemoryError, ModelsError, ModelsInUseError, UnsupportedModelError
 from models.memory import model_bytes, stored_bytes
 from models.spec import GenerationSpec, PromptRow
 from tests.tiny_models import make_adapter, make_model, spec_of
@@ -208,7 +208,7 @@ def test_an_adapter_that_cannot_be_attached_leaves_nothing_behind(
             add(module, *arguments)
 
         monkeypatch.setattr(kind, "add", add_or_fail)
-    with pytest.raises(MemoryError):
+    with pytest.raises(ModelsError, match="MemoryError"):
         load(["q_proj"])
     assert updates_on(backbone) == [{}, {}, {}]
 

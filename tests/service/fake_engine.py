@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 
 from models.completion import Completion
-from models.errors import DeviceLostError, ModelNotFoundError, RowError
+from models.errors import DeviceLostError, ModelNotFoundError, ModelsError, RowError
 
 HOLD = "hold"
 """A row with this prompt stays in the engine until `release` is called."""
@@ -49,6 +49,8 @@ class FakeEngine:
         self.loads.append(spec)
         if spec.base == MISSING_BASE:
             raise ModelNotFoundError(f"no model {spec.base!r}: give a hub id or a folder")
+        if spec.base == BREAK:
+            raise ModelsError("a bug")
         if spec.base == LOST_DEVICE:
             raise DeviceLostError("the device fails at everything")
         return spec

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 
+import pytest
 import sqlalchemy as sa
 
 import db.jobs
@@ -35,11 +36,12 @@ def test_a_message_for_a_shard_that_is_done_or_unknown_changes_nothing(ledger, s
     assert len(results(job_id)) == 1
 
 
-def test_a_job_whose_model_is_missing_fails(ledger, submit, run_shards, results, job):
-    job_id = submit("one", "two", base=MISSING_BASE)
+@pytest.mark.parametrize(("base", "code"), [(MISSING_BASE, "model_not_found"), (BREAK, "model_error")])
+def test_a_job_whose_model_cannot_be_loaded_fails(ledger, submit, run_shards, results, job, base, code):
+    job_id = submit("one", "two", base=base)
     run_shards(*shard_ids_of(ledger))
-    assert (job(job_id).status, job(job_id).error_code) == ("failed", "model_not_found")
-    assert [row["error"]["code"] for row in results(job_id)] == ["model_not_found"] * 2
+    assert (job(job_id).status, job(job_id).error_code) == ("failed", code)
+    assert [row["error"]["code"] for row in results(job_id)] == [code] * 2
 
 
 def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_until):
