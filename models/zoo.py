@@ -103,7 +103,8 @@ class Zoo:
         use_kernels: run models on the CPU with our own kernels where they can be compiled.
         static_decode: run decodes in static shapes; None: on CUDA, as graphs.
         device_map: spreads a model's layers over devices, instead of one; see `load_weights`.
-        running: held while a loaded backbone is changed, so that no forward pass sees half an adapter.
+        running: held while a loaded backbone is changed, so that no forward pass sees half an adapter, and while the
+            device frees memory or is waited for, which a CUDA graph that is being captured does not allow.
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class Zoo:
         except Exception as error:
             log.exception("the models of a job cannot be loaded")
             what = f"{type(error).__name__}: {first_line(error)}"
-            if is_lost(Placement.choose(self._device, self._dtype).device):
-                raise DeviceLostError(f"the device fails at everything ({what})") from error
+            with self._running:
+                if is_lost(Placement.choose(self._device, self._dtype).device):
+                    raise DeviceLostError(f"the device fails at everything ({what})") from error
             raise ModelsError(f"{spec.base} and its ARMs cannot be loaded ({what}); the log says where") from error
 
     def _load(self, spec: GenerationSpec, give_up: GiveUp | None) -> GuidedModel:
@@ -313,9 +315,10 @@ class Zoo:
             else:
                 log.info("dropped %s from memory for other models", item.ref)
         item = None
-        gc.collect()  # rows that are done still know their backbone, in cycles
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        with self._running:
+            gc.collect()  # rows that are done still know their backbone, in cycles
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _keys(description: Description, dtype: torch.dtype) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,6 +231,23 @@ def test_an_adapter_that_changed_while_it_was_out_of_memory_shares_no_old_blocks
     after = run(engine, spec, row)
     assert after == run(make_engine(kv_cache_bytes=CACHE), spec, row)
     assert after != before
+
+
+def test_memory_of_a_gpu_is_freed_between_steps(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    free: list[bool] = []
+
+    def look() -> None:
+        lock = engine._running_lock
+        other = threading.Thread(target=lambda: free.append(lock.acquire(blocking=False)))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", look)
+    engine._zoo._drop([])
+    look()
+    assert free == [False, True]
 
 
 def resident_bytes() -> int:
