@@ -2,18 +2,19 @@
 
 import gc
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from ours import OurEngine, Request
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-ROWS = 8
+from benchmarks.ours import OurEngine, Request
+
+NEW_TOKENS = 60
 KV_CACHE_BYTES = 2**30
 
 
@@ -36,27 +37,35 @@ def four_adapters(base: str, folder: Path) -> tuple[list[str], list[str]]:
     return adapters, merged
 
 
-def resident_bytes(base: str, arms: Sequence[str]) -> int:
-    """Memory of a process that generates with these models, without the KV cache and what Python and PyTorch take."""
-    command = [sys.executable, __file__, base, *arms]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def memory_bytes(base: str, adapters: Sequence[str], device: str, prompts: Sequence[str]) -> int:
+    """Memory that a base with adapters takes on its device as it generates, without its KV cache.
+
+    On the CPU it is what a process of its own grows by, so that what others left behind does not count.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as processes:
+        return processes.submit(_measure, base, adapters, device, prompts).result()
 
 
-def _resident() -> int:
+def _taken(device: torch.device) -> int:
     gc.collect()
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return pages * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def _measure(base: str, arms: Sequence[str]) -> int:
-    before = _resident()
+def _measure(base: str, adapters: Sequence[str], device: str, prompts: Sequence[str]) -> int:
+    place = torch.device(device)
+    before = _taken(place)
     with tempfile.TemporaryDirectory() as home:
-        engine = OurEngine(Path(home), base, arms, max_running=ROWS, kv_cache_bytes=KV_CACHE_BYTES)
-        engine.seconds([Request(f"Prompt number {row}.", 60) for row in range(ROWS)])
-        pool = engine.guided.base.backbone.pool
-        kv_bytes = ROWS * (1 + len(arms)) * pool.blocks_for(4 + 60) * KV_CACHE_BYTES // pool.count
-        return _resident() - before - kv_bytes
-
-
-if __name__ == "__main__":
-    print(_measure(sys.argv[1], sys.argv[2:]))
+        engine = OurEngine(Path(home), base, adapters, len(prompts), device=device, kv_cache_bytes=KV_CACHE_BYTES)
+        futures = engine.submit([Request(text, NEW_TOKENS) for text in prompts])
+        while engine.engine.step():
+            pass
+        cache_bytes = KV_CACHE_BYTES
+        if place.type == "cpu":  # where a cache takes memory page by page as it is written
+            pool = engine.guided.base.backbone.pool
+            lengths = [future.result(timeout=0)[0].prompt_tokens + NEW_TOKENS for future in futures]
+            blocks = (1 + len(adapters)) * sum(pool.blocks_for(length) for length in lengths)
+            cache_bytes = blocks * KV_CACHE_BYTES // pool.count
+        return _taken(place) - before - cache_bytes

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.clock import PACKING_PARTS, Clock
 from models.backbone import Backbone
 from models.engine import Engine, EngineSettings
 from models.spec import GenerationSpec, PromptRow
+
+KV_CACHE_BYTES = 2 * 2**30
+"""Of each model: enough for every workload, so that several engines fit on one GPU."""
+IN_MODELS = "forward passes"
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class OurEngine:
         arms: Sequence[str] = (),
         max_running: int = 64,
         samples: int = 1,
-        kv_cache_bytes: int | None = None,
+        device: str = "auto",
+        kv_cache_bytes: int = KV_CACHE_BYTES,
     ) -> None:
         self.spec = GenerationSpec.parse(
             {
@@ -41,7 +47,9 @@ class OurEngine:
                 "raw": True,
             }
         )
-        self.engine = Engine(EngineSettings(home=home, max_running=max_running, kv_cache_bytes=kv_cache_bytes))
+        self.engine = Engine(
+            EngineSettings(home=home, device=device, max_running=max_running, kv_cache_bytes=kv_cache_bytes)
+        )
         self.guided = self.engine.load(self.spec)
         self.tokenizer: Any = self.guided.base.renderer.tokenizer
 
@@ -52,9 +60,9 @@ class OurEngine:
         return [self.engine.submit(self.guided, row) for row in parsed]
 
     def seconds(self, requests: Sequence[Request]) -> float:
-        """Time to generate all requests."""
-        futures = self.submit(requests)
+        """Time to generate all requests, from their text on."""
         started = time.perf_counter()
+        futures = self.submit(requests)
         while self.engine.step():
             pass
         taken = time.perf_counter() - started
@@ -83,23 +91,13 @@ class OurEngine:
 
     def share_outside_models(self, requests: Sequence[Request]) -> float:
         """Share of a decode step that is not spent in forward passes: scheduling, packing, sampling, bookkeeping."""
-        run, inside = Backbone._run_model, [0.0]
-
-        def timed(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            result = run(*arguments)
-            inside[0] += time.perf_counter() - started
-            return result
-
-        shares = []
-        Backbone._run_model = timed  # type: ignore[method-assign]
-        try:
-            self.submit(requests)
-            while True:
-                inside[0], started = 0.0, time.perf_counter()
-                if not self.engine.step():
-                    break
-                shares.append(1 - inside[0] / (time.perf_counter() - started))
-        finally:
-            Backbone._run_model = run  # type: ignore[method-assign]
+        clock, shares = Clock(), []
+        with clock.timing([(Backbone, "run", IN_MODELS), *PACKING_PARTS]):
+            futures = self.submit(requests)
+            clock.lap()
+            while self.engine.step():
+                lap = clock.lap()
+                shares.append(1 - lap[IN_MODELS] / sum(lap.values()))
+        for future in futures:
+            future.result(timeout=0)
         return statistics.median(shares)

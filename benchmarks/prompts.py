@@ -1,22 +1,35 @@
 """Prompts of an exact number of tokens that begin like no other, so that no cache helps anybody."""
 
 import random
+import sys
 from functools import cache
 from typing import Any
+
+MOST_TRIES = 1000
 
 
 @cache
 def _words(tokenizer: Any) -> list[str]:
-    """Tokens that are a space and a lower-case word: they stay one token each side by side."""
-    texts = tokenizer.convert_ids_to_tokens(range(1000, 20_000))
-    return sorted({text[1:] for text in texts if text.startswith("Ġ") and text[1:].isalpha() and text[1:].islower()})
+    """Tokens that are a space and a lower-case word; single letters where the tokenizer has no words.
+
+    They stay one token each side by side, most of them.
+    """
+    anchor = tokenizer.encode("a", add_special_tokens=False)  # since some tokenizers drop a space that comes first
+    start = len(tokenizer.decode(anchor))
+    texts = {text[start:] for text in tokenizer.batch_decode([[*anchor, token] for token in range(len(tokenizer))])}
+    words = [text for text in texts if text[:1] == " " and text[1:].isalpha() and text.islower()]
+    return sorted(words or [text for text in texts if len(text) == 1 and text.isalpha() and text.islower()])
 
 
-def prompts(tokenizer: Any, count: int, tokens: int, seed: int) -> list[str]:
+def prompts(tokenizer: Any, count: int, tokens: int, draw: random.Random) -> list[str]:
     """`count` texts of `tokens` tokens each."""
-    draw, found = random.Random(seed), []
-    while len(found) < count:
-        text = "".join(" " + word for word in draw.choices(_words(tokenizer), k=tokens))
-        if len(tokenizer.encode(text, add_special_tokens=False)) == tokens:
-            found.append(text)
-    return found
+    words, found = _words(tokenizer), list[str]()
+    for _ in range(MOST_TRIES * count if words else 0):
+        drawn = "".join(draw.choices(words, k=tokens))
+        for text in (drawn, drawn.lstrip()):  # some tokenizers put a space before every text themselves
+            if len(tokenizer.encode(text, add_special_tokens=False)) == tokens:
+                found.append(text)
+                break
+        if len(found) == count:
+            return found
+    sys.exit(f"no prompts of exactly {tokens} tokens were found for this model's tokenizer")

@@ -93,7 +93,7 @@ def measure(path: Path) -> float:
             shaded = time.perf_counter() - started
             opened.wait_for_selector("#distribution svg.main-svg")
             charted = time.perf_counter() - started
-            paint = opened.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+            paint = float(opened.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")) / 1000
             started = time.perf_counter()
             opened.locator("#search").fill("number 9999?")
             opened.wait_for_function("document.getElementById('count').textContent.startsWith('1 of')")

@@ -6,6 +6,7 @@ Beside it, generating as many tokens with the same models, which takes one step 
 """
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -44,10 +45,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = str(resolve(options.base, options.home).folder)
         engine = OurEngine(Path(folder), base, [options.arm or base])
-        measured = []
-        for turn in range(options.repeats):
-            beginnings = prompts(engine.tokenizer, options.rows, options.prompt_tokens, 2 * turn)
-            responses = prompts(engine.tokenizer, options.rows, options.response_tokens, 2 * turn + 1)
+        draw, measured = random.Random(0), []
+        for _ in range(options.repeats):
+            beginnings = prompts(engine.tokenizer, options.rows, options.prompt_tokens, draw)
+            responses = prompts(engine.tokenizer, options.rows, options.response_tokens, draw)
             rows = [
                 {"prompt": prompt, "response": response} for prompt, response in zip(beginnings, responses, strict=True)
             ]

