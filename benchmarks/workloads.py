@@ -147,7 +147,7 @@ def uneven(bench: Bench) -> Measured:
 
 def long_prompt(bench: Bench) -> Measured:
     """The slowest gap between two tokens of 31 decodes while a prompt of 4,000 tokens arrives."""
-    engine, usual = bench.ours([bench.copy], most_running=32), list[float]()
+    engine, usual = bench.ours([bench.copy]), list[float]()
 
     def slowest() -> float:
         late = bench.requests(1, prompt_tokens=4000, new_tokens=4)[0]
