@@ -109,8 +109,8 @@ class Kernels:
         self._library = loaded
         pointer, size = c_void_p, c_int64
         loaded.pack.argtypes = [pointer, size, size, pointer]
-        loaded.linear.argtypes = [pointer] * 5 + [size] * 3 + [c_int] * 2
-        loaded.low_rank.argtypes = [pointer] * 6 + [POINTER(_Update)] + [size] * 4 + [c_int]
+        loaded.linear.argtypes = [pointer] * 4 + [size] * 3 + [c_int] * 2
+        loaded.low_rank.argtypes = [pointer] * 4 + [POINTER(_Update)] + [size] * 4 + [c_int]
         loaded.rms_norm.argtypes = [pointer] * 3 + [size] * 2 + [c_float, c_int]
         loaded.silu_mul.argtypes = [pointer] * 3 + [size, c_int]
         loaded.rotate.argtypes = [POINTER(_Rotated), size, pointer, pointer, size, size, c_int]
@@ -136,10 +136,9 @@ class Kernels:
         """
         states = states.contiguous()
         rows, wide = states.numel() // weight.inner, out.dtype == torch.float32
-        scratch = torch.empty_like(states)
         self._library.linear(
             states.data_ptr(), weight.panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
-            scratch.data_ptr(), rows, weight.inner, weight.features, wide, torch.get_num_threads(),
+            rows, weight.inner, weight.features, wide, torch.get_num_threads(),
         )  # fmt: skip
 
     def add_low_rank(self, states: Tensor, out: Tensor, segments: Sequence[LowRankSegment]) -> None:
@@ -151,8 +150,7 @@ class Kernels:
         """
         inner, features = states.shape[-1], out.shape[-1]
         rows, rank = states.numel() // inner, max(segment.a.features for segment in segments)
-        packed, delta = torch.empty_like(states), torch.empty_like(out)
-        low, packed_low = states.new_empty(rows, rank), states.new_empty(rows, rank)
+        low, delta = states.new_empty(rows, rank), torch.empty_like(out)
         updates = (_Update * len(segments))(
             *(
                 _Update(s.first, s.rows, s.a.features, s.a.panels.data_ptr(), s.b.panels.data_ptr(), s.scaling)
@@ -160,8 +158,7 @@ class Kernels:
             )
         )
         self._library.low_rank(
-            states.data_ptr(), out.data_ptr(), packed.data_ptr(), low.data_ptr(), packed_low.data_ptr(),
-            delta.data_ptr(), updates, len(segments), rank, inner, features, torch.get_num_threads(),
+            states.data_ptr(), out.data_ptr(), low.data_ptr(), delta.data_ptr(), updates, len(segments), rank, inner, features, torch.get_num_threads(),
         )  # fmt: skip
 
     def rms_norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:

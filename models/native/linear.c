@@ -10,7 +10,7 @@
 #define MOST_ROWS 12
 
 typedef struct {
-    const elem *input;  /* packed by pack_rows */
+    const elem *input;  /* [rows, inner] */
     const elem *weight; /* packed by pack */
     const float *bias;  /* [features], or NULL */
     void *out;          /* [rows, features] of elem, or of float32 where `wide` */
@@ -21,16 +21,6 @@ typedef struct {
 /* Rows go in blocks of nearly equal height: where block `b` of all starts. */
 INLINE int64_t block_count(int64_t rows) { return (rows + MOST_ROWS - 1) / MOST_ROWS; }
 INLINE int64_t block_start(int64_t rows, int64_t block) { return rows * block / block_count(rows); }
-
-/* Rows of one block as [inner / STEP][height][STEP], so that the tile below reads them in a straight line. */
-static void pack_rows(const elem *input, int64_t rows, int64_t inner, int64_t block, elem *packed) {
-    int64_t first = block_start(rows, block), height = block_start(rows, block + 1) - first;
-    uint32_t *to = (uint32_t *)(packed + first * inner);
-    for (int64_t r = 0; r < height; r++) {
-        const elem *from = input + (first + r) * inner;
-        for (int64_t k = 0; k < inner / STEP; k++) memcpy(to + k * height + r, from + k * STEP, 4);
-    }
-}
 
 INLINE void store_panel(const Product *p, int64_t row, int64_t feature, f32x16 acc) {
     int64_t left = p->features - feature;
@@ -51,7 +41,8 @@ INLINE void store_panel(const Product *p, int64_t row, int64_t feature, f32x16 a
 INLINE void tile(const Product *p, int64_t row, int64_t panel, const int rows, const int panels) {
     f32x16 acc[MOST_ROWS][8];
     const int64_t panel_size = p->inner * PANEL;
-    const elem *input = p->input + row * p->inner, *weight = p->weight + panel * panel_size;
+    const elem *weight = p->weight + panel * panel_size, *input[MOST_ROWS / 3];
+    for (int r = 0; r < rows; r += 3) input[r / 3] = p->input + (row + r) * p->inner; /* three rows from each address */
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -65,12 +56,13 @@ INLINE void tile(const Product *p, int64_t row, int64_t panel, const int rows, c
             for (int v = 0; v < 2; v++) __builtin_prefetch(weight + panel_size + v * LANES * STEP, 0, 2);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            u32x16 a = splat_step(input + r * STEP);
+            u32x16 a = splat_step(input[r / 3] + r % 3 * p->inner);
 #pragma GCC unroll 8
             for (int v = 0; v < 2 * panels; v++) acc[r][v] = dot(acc[r][v], a, b[v]);
         }
         weight += PANEL * STEP;
-        input += rows * STEP;
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r += 3) input[r / 3] += STEP;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
@@ -121,18 +113,13 @@ void pack(const elem *weight, int64_t features, int64_t inner, elem *packed) {
             }
 }
 
-/* out = input · weightᵀ + bias; `scratch` holds rows · inner elements. */
-void linear(const elem *input, const elem *weight, const float *bias, void *out, elem *scratch, int64_t rows,
-            int64_t inner, int64_t features, int wide, int threads) {
-    Product p = {scratch, weight, bias, out, rows, inner, features, wide};
+/* out = input · weightᵀ + bias. */
+void linear(const elem *input, const elem *weight, const float *bias, void *out, int64_t rows, int64_t inner,
+            int64_t features, int wide, int threads) {
+    Product p = {input, weight, bias, out, rows, inner, features, wide};
     int64_t panels = (features + PANEL - 1) / PANEL;
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < block_count(rows); block++) pack_rows(input, rows, inner, block, scratch);
-#pragma omp for schedule(static) nowait
-        for (int t = 0; t < threads; t++) multiply(&p, panels * t / threads, panels * (t + 1) / threads);
-    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int t = 0; t < threads; t++) multiply(&p, panels * t / threads, panels * (t + 1) / threads);
 }
 
 typedef struct {
@@ -143,29 +130,25 @@ typedef struct {
 
 /* out[rows] += scaling · (input[rows] · Aᵀ) · Bᵀ for each update, rounded where PEFT's separate operations round.
  *
- * Each of `packed`, `low`, `packed_low` and `delta` holds all rows of the step by inner, rank, rank and features elements.
+ * `low` and `delta` hold all rows of the step by `most_rank` and by `features` elements.
  */
-void low_rank(const elem *input, elem *out, elem *packed, elem *low, elem *packed_low, elem *delta,
-              const Update *updates, int64_t count, int64_t most_rank, int64_t inner, int64_t features, int threads) {
+void low_rank(const elem *input, elem *out, elem *low, elem *delta, const Update *updates, int64_t count,
+              int64_t most_rank, int64_t inner, int64_t features, int threads) {
     int64_t panels = (features + PANEL - 1) / PANEL;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic)
         for (int64_t u = 0; u < count; u++) {
             const Update *up = updates + u;
-            int64_t at = up->first * inner, low_at = up->first * most_rank;
-            for (int64_t b = 0; b < block_count(up->rows); b++) pack_rows(input + at, up->rows, inner, b, packed + at);
-            Product p = {packed + at, up->a, NULL, low + low_at, up->rows, inner, up->rank, 0};
+            Product p = {input + up->first * inner, up->a, NULL, low + up->first * most_rank, up->rows, inner, up->rank, 0};
             multiply(&p, 0, (up->rank + PANEL - 1) / PANEL);
-            for (int64_t b = 0; b < block_count(up->rows); b++)
-                pack_rows(low + low_at, up->rows, up->rank, b, packed_low + low_at);
         }
 #pragma omp for schedule(dynamic, 4)
         for (int64_t task = 0; task < count * panels; task++) {
             const Update *up = updates + task / panels;
             int64_t panel = task % panels, feature = panel * PANEL;
             int64_t width = features - feature < PANEL ? features - feature : PANEL;
-            Product p = {packed_low + up->first * most_rank, up->b, NULL, delta + up->first * features,
+            Product p = {low + up->first * most_rank, up->b, NULL, delta + up->first * features,
                          up->rows, up->rank, features, 0};
             multiply(&p, panel, panel + 1);
             for (int64_t row = up->first; row < up->first + up->rows; row++)
