@@ -28,9 +28,7 @@ Layer = Callable[[Tensor], Tensor]
 def onednn(layer: nn.Linear, rows: int) -> Layer:
     """The layer with its weights in the order that oneDNN wants for so many rows, as torch.compile freezes them."""
     weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-    return lambda states: torch.ops.mkldnn._linear_pointwise(
-        states, weight, layer.bias, "none", [], ""
-    )
+    return lambda states: torch.ops.mkldnn._linear_pointwise(states, weight, layer.bias, "none", [], "")
 
 
 def milliseconds(layers: list[Layer], states: list[Tensor]) -> float:

@@ -34,6 +34,7 @@ PARTS: list[Part] = [
     (Kernels, "linear", "linear layers, the LM head included"),
     (Kernels, "attend", "attention over the KV cache"),
     (Kernels, "rms_norm", "norms"),
+    (Kernels, "rotate", "rotary positions"),
     (Kernels, "silu_mul", "activation of the MLPs"),
     (models.engine, "draw_tokens", "drawing: preparing the rows"),
     (Kernels, "draw", "drawing: the pass over the vocabulary"),
