@@ -158,7 +158,8 @@ class Kernels:
             )
         )
         self._library.low_rank(
-            states.data_ptr(), out.data_ptr(), low.data_ptr(), delta.data_ptr(), updates, len(segments), rank, inner, features, torch.get_num_threads(),
+            states.data_ptr(), out.data_ptr(), low.data_ptr(), delta.data_ptr(), updates,
+            len(segments), rank, inner, features, torch.get_num_threads(),
         )  # fmt: skip
 
     def rms_norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
