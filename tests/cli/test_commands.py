@@ -49,6 +49,10 @@ def test_submit_prints_the_id_alone_and_cancel_ends_the_job(genarm, models, prom
         (["prompts.jsonl", "--base", "nowhere/at-all"], "nowhere/at-all"),
         (["prompts.jsonl", "--base", "{models}/base", "--arm", "{models}/stranger", "1"], "three"),
         (["prompts.jsonl", "--base", "{models}/base", "--arm", "{models}/arm", "heavy"], "the weight must be a number"),
+        (
+            ["prompts.jsonl", "--base", "{models}/base", "--arm", "a", "--sweep", "a=0,1"],
+            "--arm a --sweep: the weight must",
+        ),
         (["prompts.jsonl", "--base", "{models}/base", "--temperature", "-1"], "temperature"),
         (["none.jsonl", "--base", "{models}/base"], "no such file"),
         (["empty.jsonl", "--base", "{models}/base"], "has no rows"),

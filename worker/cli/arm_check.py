@@ -59,7 +59,7 @@ def check(
     spec = GenerationSpec.parse(
         {
             "base": absolute(base),
-            "arms": arms_of([(arm, str(options["weight"])) for arm in arms], options["arm_templates"]),
+            "arms": arms_of([(arm, options["weight"]) for arm in arms], options["arm_templates"]),
             "sampling": {"max_new_tokens": options["max_new_tokens"]},
             "dtype": options["dtype"],
         }

@@ -17,6 +17,20 @@ LARGEST_WEIGHT = 1e4
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _with_weights(
+    context: click.Context, parameter: click.Parameter, pairs: tuple[tuple[str, str], ...]
+) -> list[tuple[str, float]]:
+    """Checked as options are read: where the weight is left out, the next option stands in its place."""
+    weighted = []
+    for ref, weight in pairs:
+        try:
+            weighted.append((ref, float(weight)))
+        except ValueError:
+            raise SpecError(f"--arm {ref} {weight}: the weight must be a number, as in --arm {ref} 1") from None
+    return weighted
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 
@@ -45,7 +59,7 @@ job_id_argument = click.argument("job_id", metavar="ID", shell_complete=_complet
 GENERATION_OPTIONS = (
     click.option("--base", required=True, metavar="REF", help="Base model: hub id, folder or .gguf file."),
     click.option(
-        "--arm", "arms", multiple=True, nargs=2, metavar="[NAME=]REF WEIGHT",
+        "--arm", "arms", multiple=True, nargs=2, metavar="[NAME=]REF WEIGHT", callback=_with_weights,
         help="An ARM (hub id, folder or LoRA adapter) and its weight w = α/β. Repeatable.",
     ),
     click.option("--sweep", "sweeps", multiple=True, metavar="ARM=W,W,…",
@@ -148,7 +162,7 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
     )
 
 
-def arms_of(named_refs: Sequence[tuple[str, str]], template_files: Sequence[str]) -> list[dict[str, Any]]:
+def arms_of(named_refs: Sequence[tuple[str, float]], template_files: Sequence[str]) -> list[dict[str, Any]]:
     """ARMs as a spec has them.
 
     Args:
@@ -156,7 +170,7 @@ def arms_of(named_refs: Sequence[tuple[str, str]], template_files: Sequence[str]
         template_files: NAME=FILE.
 
     Raises:
-        SpecError: a weight is no number, or a template cannot be read or is for no ARM.
+        SpecError: a template cannot be read or is for no ARM.
     """
     templates = dict(_template(pair) for pair in template_files)
     arms = [_arm(ref, weight, templates) for ref, weight in named_refs]
@@ -176,15 +190,11 @@ def _sweep(text: str) -> tuple[str, list[float]]:
     return name, weights
 
 
-def _arm(named_ref: str, weight: str, templates: dict[str, str]) -> dict[str, Any]:
+def _arm(named_ref: str, weight: float, templates: dict[str, str]) -> dict[str, Any]:
     name, separator, ref = named_ref.partition("=")
     if not separator:
         name, ref = Path(named_ref).name, named_ref
-    try:
-        number = float(weight)
-    except ValueError:
-        raise SpecError(f"--arm {named_ref} {weight}: the weight must be a number") from None
-    return {"name": name, "ref": absolute(ref), "weight": number, "template": templates.pop(name, None)}
+    return {"name": name, "ref": absolute(ref), "weight": weight, "template": templates.pop(name, None)}
 
 
 def _template(pair: str) -> tuple[str, str]:
