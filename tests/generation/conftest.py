@@ -1,11 +1,10 @@
 """An engine over tiny models, and the plain loop to compare it with."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -16,15 +15,7 @@ from models.scoring import ResponseRow, ScoredResponse
 from models.spec import GenerationSpec, PromptRow
 from tests.generation.plain import PlainArm, PlainOutput, plain_generate, plain_score
 from tests.generation.tape import Tape
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose more to a second thread than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.one_thread import one_thread  # noqa: F401
 
 
 @pytest.fixture
