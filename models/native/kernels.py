@@ -87,11 +87,15 @@ class RowSampling:
 
 
 @cache
-def kernels_for(device: torch.device, dtype: torch.dtype) -> "Kernels | None":
-    """The kernels for a device and a dtype; None where PyTorch's own are to be used."""
+def kernels_for(device: torch.device, dtype: torch.dtype, isa: str | None = None) -> "Kernels | None":
+    """The kernels for a device and a dtype; None where PyTorch's own are to be used.
+
+    Args:
+        isa: the instruction set, a name of `build.ISAS`; None: what PyTorch is held to.
+    """
     if device.type != "cpu" or dtype not in DEFINES:
         return None
-    loaded = library(DEFINES[dtype])
+    loaded = library(DEFINES[dtype], isa)
     return None if loaded is None else Kernels(loaded, dtype)
 
 

@@ -1,5 +1,9 @@
 """The kernels compute what PyTorch does, and a row's numbers are the same bit for bit whatever is beside it."""
 
+import os
+import platform
+import subprocess
+import sys
 from array import array
 from typing import Any
 
@@ -12,6 +16,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from models.attention import LayerShape
 from models.gathered_attention import GatheredCache
+from models.native import build
 from models.native.attention import NativeCache
 from models.native.kernels import Kernels, LowRankSegment, PackedWeight, RowSampling, kernels_for
 from models.packing import pack
@@ -258,8 +263,6 @@ def test_draw_says_where_there_is_nothing_to_draw_from() -> None:
 
 
 def test_no_compiler_means_pytorchs_operations(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    from models.native import build
-
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     build.library.cache_clear()
     try:
@@ -272,8 +275,6 @@ def test_no_compiler_means_pytorchs_operations(monkeypatch: pytest.MonkeyPatch, 
 def test_a_failing_compiler_means_pytorchs_operations(
     monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Any
 ) -> None:
-    from models.native import build
-
     monkeypatch.setattr(build, "_folder", lambda: tmp_path)
     monkeypatch.setattr(build, "FLAGS", ("-no-such-flag",))
     build.library.cache_clear()
@@ -283,6 +284,27 @@ def test_a_failing_compiler_means_pytorchs_operations(
         assert list(tmp_path.iterdir()) == []
     finally:
         build.library.cache_clear()
+
+
+def test_compiled_kernels_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(build, "_folder", lambda: tmp_path)
+    first, other = build.find_build(None), build.find_build("BFLOAT16")
+    assert first is not None and other is not None
+    assert not first.is_compiled
+    first.compile()
+    assert list(tmp_path.iterdir()) == [first.path]
+    again = build.find_build(None)
+    assert again is not None and again.is_compiled
+    assert not other.is_compiled
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere PyTorch has no lesser instruction set")
+@pytest.mark.parametrize(("capability", "isa"), [("avx2", "avx2"), ("default", "sse")])
+def test_the_kernels_keep_to_the_instructions_that_pytorch_is_held_to(capability: str, isa: str) -> None:
+    command = [sys.executable, "-c", "from models.native.build import held_to; print(held_to())"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    held = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert held.stdout.strip() == isa
 
 
 def test_float16_and_other_devices_run_on_pytorch() -> None:
