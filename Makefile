@@ -36,7 +36,7 @@ bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Re
 	$(BIN)/python -m benchmarks.alignment $(BENCH)
 
 fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000
-	FUZZ_INPUTS=100000 $(BIN)/python -m pytest --timeout 7200 tests/fuzz
+	FUZZ_INPUTS=100000 $(BIN)/python -m pytest --timeout 7200 -o faulthandler_timeout=7500 tests/fuzz
 
 lint: $(STAMP)  ## ruff, the import contracts and the Dockerfile
 	$(BIN)/ruff format --check .

@@ -11,8 +11,14 @@ import sqlalchemy as sa
 
 from db import session
 from db.migrations import runner
+from tests.children import take_interrupts
 from worker.embedded import redis_server
 from worker.settings import Settings
+
+
+def pytest_configure() -> None:
+    """Let tests interrupt the processes that they start, also where the suite itself runs in the background."""
+    take_interrupts()
 
 
 @pytest.fixture(scope="session")

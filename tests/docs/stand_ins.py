@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+from tests.children import child, take_interrupts
 from tests.deployment.compose import load
 
 ROOT = Path(os.environ["DOCS_ROOT"])
@@ -18,17 +19,18 @@ GENARM = [sys.executable, "-c", "from worker.cli import main; main()"]
 
 def until_ready(*words):
     """Run `genarm worker` or `genarm up` until it says that it is ready, then stop it."""
-    process = subprocess.Popen([*GENARM, *words], stderr=subprocess.PIPE, text=True)
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if "ready" in line.lower():
-            process.send_signal(signal.SIGINT if words[0] == "up" else signal.SIGTERM)
-            break
-    else:
-        sys.exit("".join(said))
-    process.communicate(timeout=60)
-    sys.exit(process.returncode)
+    take_interrupts()  # bash ignores them for what runs in its background
+    with child([*GENARM, *words], stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "ready" in line.lower():
+                process.send_signal(signal.SIGINT if words[0] == "up" else signal.SIGTERM)
+                break
+        else:
+            sys.exit("".join(said))
+        process.communicate(timeout=60)
+        sys.exit(process.returncode)
 
 
 def make(*targets):

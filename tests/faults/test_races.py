@@ -95,7 +95,7 @@ def test_a_worker_that_is_overtaken_changes_nothing(
 def test_of_a_commit_and_a_rescue_at_once_the_commit_goes_first(ledger, run_shards, the_shard, expire, once, results):
     shard_id, job_id = the_shard
     rescued = []
-    rescuer = threading.Thread(target=lambda: rescued.append(db.rescue.rescue(ledger)))
+    rescuer = threading.Thread(target=lambda: rescued.append(db.rescue.rescue(ledger)), daemon=True)
     once(Point.AFTER_GENERATE, lambda: expire(shard_id))
     once(Point.INSIDE_COMMIT, rescuer.start)
     run_shards(shard_id)
@@ -194,10 +194,10 @@ def test_a_suspect_row_waits_until_its_worker_runs_nothing_else(ledger, service,
     expire(first)
     db.rescue.rescue(ledger)
     engine = service.engines.engine
-    beside = threading.Thread(target=run_shard, args=(service, second))
+    beside = threading.Thread(target=run_shard, args=(service, second), daemon=True)
     beside.start()
     engine.wait_for_held(1)
-    suspect = threading.Thread(target=run_shard, args=(service, first))
+    suspect = threading.Thread(target=run_shard, args=(service, first), daemon=True)
     suspect.start()
     wait_until(lambda: db.jobs.progress(ledger, job_id).leased_shards == 2)
     assert [row.prompt for row in engine.submitted] == [HOLD]

@@ -240,7 +240,7 @@ def test_memory_of_a_gpu_is_freed_between_steps(make_engine: Any, monkeypatch: p
 
     def look() -> None:
         lock = engine._running_lock
-        other = threading.Thread(target=lambda: free.append(lock.acquire(blocking=False)))
+        other = threading.Thread(target=lambda: free.append(lock.acquire(blocking=False)), daemon=True)
         other.start()
         other.join()
 

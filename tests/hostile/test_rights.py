@@ -11,6 +11,7 @@ import redis
 import sqlalchemy as sa
 
 from db.session import connect
+from tests.children import child
 from tests.service.test_worker import is_done
 from worker.app import make_app
 from worker.dispatch import dispatch
@@ -25,20 +26,16 @@ def redis_admin(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     command = [str(redis_binary()), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.ConnectionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    yield client
-    client.close()
-    server.kill()
-    server.wait()
+    with child(command, stdout=subprocess.DEVNULL), redis.Redis(port=port) as client:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        yield client
 
 
 @pytest.mark.parametrize("ledger_url", ["sqlite"], indirect=True)

@@ -43,7 +43,7 @@ def test_of_submissions_at_once_one_makes_the_job(ledger):
         barrier.wait()
         found.append(submit(ledger, ["a", "b", "c"]).id)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -42,7 +42,7 @@ def test_of_many_claims_at_once_one_wins(ledger, submit, publish):
         barrier.wait()
         leases.append(shards.claim(ledger, shard_id, owner, 60))
 
-    threads = [threading.Thread(target=claim, args=(f"worker {i}",)) for i in range(6)]
+    threads = [threading.Thread(target=claim, args=(f"worker {i}",), daemon=True) for i in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -56,7 +56,7 @@ def test_the_last_two_shards_at_once_end_the_job(ledger, submit, publish, finish
         leases = [shards.claim(ledger, shard_id, "worker", 60) for shard_id in publish()]
         for lease in leases:
             finish(lease)
-        threads = [threading.Thread(target=shards.complete, args=(ledger, [lease])) for lease in leases]
+        threads = [threading.Thread(target=shards.complete, args=(ledger, [lease]), daemon=True) for lease in leases]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -36,7 +36,7 @@ def test_those_who_come_while_one_is_at_it_share_the_next_transaction(closer, mo
     def close(number):
         done[number] = closer.close(lease(number))
 
-    threads = [threading.Thread(target=close, args=(number,)) for number in range(5)]
+    threads = [threading.Thread(target=close, args=(number,), daemon=True) for number in range(5)]
     threads[0].start()
     assert first_is_in.wait(10)
     for thread in threads[1:]:

@@ -13,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.children import child
 from worker.embedded import redis_server, revive_redis
 from worker.errors import RedisStartError
 from worker.settings import Settings
@@ -72,16 +73,13 @@ with redis_server(Settings(home=sys.argv[1])):
 
 
 def test_a_killed_user_does_not_keep_the_server_alive(settings):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(settings.home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert holder.stdout.readline() == b"up\n"
-    with redis_server(settings):
-        os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
-        assert answers(settings)
-    holder.stdin.close()
-    holder.stdout.close()
+    command = [sys.executable, "-c", HOLD, settings.home]
+    with child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"up\n"
+        with redis_server(settings):
+            os.kill(holder.pid, signal.SIGKILL)
+            holder.wait()
+            assert answers(settings)
     assert not answers(settings)
 
 
@@ -98,7 +96,7 @@ def _enter_and_leave(home, barrier):
 def test_processes_that_start_at_the_same_moment_share_one_server(settings):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
-    users = [context.Process(target=_enter_and_leave, args=(settings.home, barrier)) for _ in range(4)]
+    users = [context.Process(target=_enter_and_leave, args=(settings.home, barrier), daemon=True) for _ in range(4)]
     for user in users:
         user.start()
     for user in users:

@@ -75,7 +75,7 @@ def test_a_shard_that_waits_for_memory_is_handed_back_when_the_worker_stops(ledg
     app = make_app(settings, FullEngine)
     app.service.prepare()
     app.service.start()
-    thread = threading.Thread(target=run_shard, args=(app.service, shard_id))
+    thread = threading.Thread(target=run_shard, args=(app.service, shard_id), daemon=True)
     thread.start()
     assert FullEngine.asked.wait(10)
     app.service.drain(0)

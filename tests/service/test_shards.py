@@ -47,7 +47,7 @@ def test_a_job_whose_model_cannot_be_loaded_fails(ledger, submit, run_shards, re
 def test_a_cancelled_job_lets_go_of_its_rows(service, ledger, submit, job, wait_until):
     job_id = submit(HOLD, "two")
     (shard_id,) = shard_ids_of(ledger)
-    thread = threading.Thread(target=run_shard, args=(service, shard_id))
+    thread = threading.Thread(target=run_shard, args=(service, shard_id), daemon=True)
     thread.start()
     service.engines.engine.wait_for_held(1)
     db.jobs.cancel(ledger, job_id)
@@ -63,7 +63,7 @@ def test_an_engine_that_ends_stops_its_worker_and_its_shards_count_as_tried(
     monkeypatch.setattr("worker.service.os.kill", lambda *arguments: kills.append(arguments))
     job_id = submit(HOLD, "two", END, shard_rows=2)
     held, ending = shard_ids_of(ledger)
-    thread = threading.Thread(target=run_shard, args=(service, held))
+    thread = threading.Thread(target=run_shard, args=(service, held), daemon=True)
     thread.start()
     service.engines.engine.wait_for_held(1)
     run_shard(service, ending)
@@ -88,7 +88,7 @@ def test_a_lost_device_stops_the_worker_and_fails_no_job(service, ledger, submit
 def test_a_drained_service_hands_its_shard_back(service, ledger, submit, results):
     job_id = submit(HOLD, "two")
     (shard_id,) = shard_ids_of(ledger)
-    thread = threading.Thread(target=run_shard, args=(service, shard_id))
+    thread = threading.Thread(target=run_shard, args=(service, shard_id), daemon=True)
     thread.start()
     service.engines.engine.wait_for_held(1)
     service.drain(0)
