@@ -8,8 +8,9 @@ from itertools import chain, islice
 from typing import Any
 
 from db.datasets.batch_requests import from_batch_request, is_batch_request
+from db.datasets.json_rows import PlacedRow
 from db.datasets.template import Template
-from db.datasets.text import PlacedRow
+from db.datasets.values import STRUCTURED
 from db.errors import DatasetError
 from db.storable import storable
 from db.submission import NewRow
@@ -18,8 +19,8 @@ LOOK_AHEAD_ROWS = 100
 ROLES = ("prompt", "messages", "id", "response")
 IN_THE_WAY = {"prompt": ("prompt", "messages"), "messages": ("messages", "prompt"), "id": ("id", "custom_id")}
 """Columns that would mean the same as one that was chosen."""
-STRUCTURED = ("messages", "weights", "sampling")
-"""Columns that hold objects or lists; in CSV they are written as JSON."""
+KNOWN = (*ROLES, "custom_id", "weights", "sampling")
+"""Columns that mean something where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,40 @@ class Columns:
             beginning: its first rows, as they stand there.
 
         Raises:
-            DatasetError: none of them has a column that was named, or one to prompt with, or a response to score.
+            DatasetError: none of them has a column that was named, or one to prompt with, or a response to score; or
+                a column has the name of a known one with space around it.
         """
         rows = list(beginning)
         there = dict.fromkeys(name for row in rows for name in row)
-        columns = f"(its columns: {', '.join(there) or 'none'})"
+        columns = f"(its columns: {', '.join(map(_shown, there)) or 'none'})"
         for role, name in self.named.items():
             if name not in there:
                 raise DatasetError(f"has no column {name!r} {columns}; give --{role}-column one of them")
+        self._require_names_as_they_are(there)
         renamed = [self.row(row) for row in rows]
         if not any(row.get("prompt") is not None or row.get("messages") is not None for row in renamed):
             raise DatasetError(
                 f"has no {self._wanted} {columns}; "
                 "name one with --prompt-column or --messages-column, or make prompts with --template"
             )
+        if not any(isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list) for row in renamed):
+            raise DatasetError(
+                f"has no {self._wanted} whose values are text, or lists of messages (in CSV as JSON, as json.dumps "
+                f"writes it) {columns}; name another with --prompt-column or --messages-column"
+            )
         if self.needs_response and not any(row.get("response") is not None for row in renamed):
             raise DatasetError(
                 f"has no {_value_of(self.response, 'response')} {columns}; name one with --response-column"
             )
+
+    def _require_names_as_they_are(self, there: Iterable[str]) -> None:
+        for name in there:
+            known = name.strip()
+            if name != known and known in KNOWN and known not in self._in_the_way:
+                raise DatasetError(
+                    f"has a column {name!r}, which would be called {known!r} without the space around its name; "
+                    "take the space out"
+                )
 
     @property
     def _wanted(self) -> str:
@@ -104,6 +121,10 @@ class Columns:
         if self.template is not None:
             return f"row with all of the template's columns {', '.join(map(repr, self.template.columns))}"
         return _value_of(self.prompt or self.messages, "prompt", "messages")
+
+
+def _shown(column: str) -> str:
+    return column if column.strip() == column != "" else repr(column)
 
 
 def _value_of(named: str | None, *defaults: str) -> str:

@@ -1,16 +1,13 @@
 """Rows of Parquet files and of Hugging Face datasets, as JSON has them."""
 
-import base64
-import math
-from collections.abc import Iterable, Iterator
-from datetime import date, datetime, time
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, cast
 
+from db.datasets.json_rows import PlacedRow
 from db.datasets.streams import BUFFER_BYTES, reason_of
-from db.datasets.text import PlacedRow
+from db.datasets.values import json_row
 from db.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -26,7 +23,8 @@ def read_parquet(source: str) -> Iterator[PlacedRow]:
     """The rows of a Parquet file; nested columns become objects and lists. Memory does not grow with the file.
 
     Raises:
-        DatasetError: it is not Parquet, cannot be read, has a value that Python lacks, or pyarrow is not installed.
+        DatasetError: it is not Parquet, cannot be read, has two columns of one name, a value that Python lacks or a map
+            with a key twice, or pyarrow is not installed.
     """
     try:
         import pyarrow as pa
@@ -37,18 +35,29 @@ def read_parquet(source: str) -> Iterator[PlacedRow]:
     try:
         # Both options, or a row group is read as one: pandas writes all rows into one.
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+            _require_unique(file.schema_arrow.names)
             for place, row in _placed(row for batch in file.iter_batches(BATCH_ROWS) for row in _rows_of(batch)):
                 yield place, row
                 where = f", after {place}"
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError, KeyError) as error:
         raise DatasetError(f"{source}{where}: cannot be read as Parquet ({reason_of(error)})") from None
+
+
+def _require_unique(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two columns are named {name!r}; rename one")
 
 
 def _rows_of(batch: "pa.RecordBatch") -> Iterable[dict[str, Any]]:
     try:
-        return cast(list[dict[str, Any]], batch.to_pylist())
-    except (ValueError, OverflowError):  # a date after 9999, text that is not UTF-8: the rows before it come first
-        return (row for index in range(batch.num_rows) for row in batch.slice(index, 1).to_pylist())
+        return _as_rows(batch)
+    except (ValueError, OverflowError, KeyError):  # a date after 9999, text that is not UTF-8: those before it first
+        return (row for index in range(batch.num_rows) for row in _as_rows(batch.slice(index, 1)))
+
+
+def _as_rows(batch: "pa.RecordBatch") -> list[dict[str, Any]]:
+    return cast(list[dict[str, Any]], batch.to_pylist(maps_as_pydicts="strict"))
 
 
 def read_hub(name: str, config: str | None, split: str | None) -> Iterator[PlacedRow]:
@@ -62,19 +71,45 @@ def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Place
     Raises:
         DatasetError: there is no such dataset, configuration or split, or `datasets` is not installed.
     """
+    yield from _of_datasets(name, split, lambda datasets: datasets.load_dataset(name, config, streaming=True))
+
+
+def read_saved(folder: str, split: str | None) -> Iterator[PlacedRow]:
+    """The rows of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote; `split` as in `read_hub`.
+
+    Raises:
+        DatasetError: it cannot be read, has no such split, or `datasets` is not installed.
+    """
+
+    def load(datasets: Any) -> Any:
+        found = datasets.load_from_disk(folder)
+        if split is not None and not isinstance(found, dict):
+            raise DatasetError(f"{folder}: has no splits; leave out --split")
+        splits = found if isinstance(found, dict) else {"train": found}
+        return {name: dataset.to_iterable_dataset() for name, dataset in splits.items()}
+
+    yield from _of_datasets(folder, split, load)
+
+
+def _of_datasets(name: str, split: str | None, load: Callable[[Any], Any]) -> Iterator[PlacedRow]:
     try:
         import datasets
     except ImportError:
         raise DatasetError(f"{name}: Hugging Face datasets need `datasets`: pip install 'genarm[datasets]'") from None
     try:
-        found = datasets.load_dataset(name, config, streaming=True)
-        chosen = _chosen_split(name, list(found), split)
-        yield from _placed(found[chosen])
+        found = load(datasets)
+        chosen = found[_chosen_split(name, list(found), split)]
+        yield from _placed(_undecoded(chosen))
     except DatasetError:
         raise
     except Exception as error:  # datasets raises what its many readers raise
         reason = shorten(str(error), REASON_CHARACTERS) or type(error).__name__
         raise DatasetError(f"{name}: cannot be read as a Hugging Face dataset ({reason})") from None
+
+
+def _undecoded(rows: Any) -> Any:
+    """Images and the like as the bytes that they are stored as, not as objects of Python."""
+    return rows.decode(False) if getattr(rows, "features", None) else rows
 
 
 def _chosen_split(name: str, splits: list[str], split: str | None) -> str:
@@ -88,36 +123,10 @@ def _chosen_split(name: str, splits: list[str], split: str | None) -> str:
 
 def _placed(rows: Iterable[dict[str, Any]]) -> Iterator[PlacedRow]:
     for number, row in enumerate(rows, 1):
-        yield f"row {number}", {name: _as_json(value) for name, value in row.items()}
-
-
-def _as_json(value: Any) -> Any:
-    """The value as JSON has it: times and the like as text, bytes as text or base64, NaN and infinities as null."""
-    if isinstance(value, dict):
-        return {str(name): _as_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if isinstance(value, float | Decimal):
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return _as_text(value)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, date | datetime | time):
-        return value.isoformat()
-    if not isinstance(value, bytes):
-        return str(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return base64.b64encode(value).decode()
+        yield f"row {number}", json_row(row)
 
 
 def is_hub_name(source: str) -> bool:
-    """True for `owner/name`, as the hub has it, and for folders; not for what would lie in a folder that is here."""
-    if Path(source).is_dir():
-        return True
+    """True for `owner/name`, as the hub has it; not for what would lie in a folder that is here."""
     parts = source.split("/")
     return len(parts) == 2 and all(part and not part.startswith(".") for part in parts) and not Path(parts[0]).is_dir()

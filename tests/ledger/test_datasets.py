@@ -42,7 +42,7 @@ def test_csv_with_quotes_and_newlines(tmp_path):
     [
         ("a.jsonl", "", "has no rows"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": "tru', "line 2: is not JSON"),
-        ("a.jsonl", '{"prompt": NaN}', "line 1: is not JSON"),
+        ("a.jsonl", '{"prompt": NaN}', "has no column 'prompt' or 'messages'"),
         ("a.jsonl", "[1]", "line 1: is not a JSON object"),
         ("a.jsonl", '{"text": "x", "label": 1}', "its columns: text, label"),
         ("a.csv", "prompt\na,b\n", "line 2: has more fields"),
