@@ -61,13 +61,9 @@ class Backbone:
             return NativeCache(probe.shapes, self.pool.count, self.kernels)
         return GatheredCache(probe.shapes, self.pool.count, self.dtype, probe.devices)
 
-    def attach(self, adapter: str, updates: dict[str, LowRank], ref: str) -> None:
-        """Let an adapter ride on this backbone under the name `adapter`.
-
-        Raises:
-            UnsupportedModelError: it adapts the LM head.
-        """
-        attach(self.model, self._segments, adapter, updates, ref)
+    def attach(self, adapter: str, updates: dict[str, LowRank]) -> None:
+        """Let an adapter ride on this backbone under the name `adapter`."""
+        attach(self.model, self._segments, adapter, updates)
 
     def detach(self, adapter: str) -> None:
         """Let an adapter, which no row uses, ride no longer."""

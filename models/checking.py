@@ -6,7 +6,9 @@ from models.spec import GenerationSpec
 
 
 def check_spec(spec: GenerationSpec, home: Path) -> None:
-    """Check that the models of a spec can be read and fit together, from their configurations and tokenizers alone.
+    """Check that the models of a spec can be read and fit together, without reading weights.
+
+    Configurations, tokenizers and the headers of adapters' files are read.
 
     Args:
         home: converted models are kept under `home/models`; a .gguf file is converted at its first check.
@@ -14,6 +16,10 @@ def check_spec(spec: GenerationSpec, home: Path) -> None:
     Raises:
         ModelNotFoundError, UnsupportedModelError, IncompatibleArmError, SpecError: what is wrong, in one line.
     """
+    from models.adapter_files import check_adapter
     from models.zoo import describe_spec
 
-    describe_spec(spec, home)
+    base, arms = describe_spec(spec, home)
+    for description in (base, *arms):
+        if description.adapter is not None:
+            check_adapter(description)

@@ -1,6 +1,5 @@
 """Whether ARMs fit a base, and what guidance by them costs, from configurations and tokenizers alone: no weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,9 +218,6 @@ def _layer_shapes(model: Any) -> dict[int, LayerShape]:
 
 
 def _adapter_parameters(description: Description) -> int:
-    from models.adapters import read_updates
+    from models.adapter_files import check_adapter
 
-    if description.adapter is None:
-        return 0
-    updates: Mapping[str, Any] = read_updates(description.adapter.folder, description.config, description.adapter.ref)
-    return sum(update.a.numel() + update.b.numel() for update in updates.values())
+    return 0 if description.adapter is None else check_adapter(description)

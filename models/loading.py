@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from models.adapter_config import MERGE
 from models.attention import NAME as ATTENTION
 from models.errors import ModelNotFoundError, UnsupportedModelError, first_line
 from models.references import Kind, Source, resolve
@@ -76,10 +77,22 @@ def _describe_adapter(source: Source, home: Path, base: Description | None, temp
     tokenizer = backbone.tokenizer
     if (source.folder / "tokenizer_config.json").is_file():
         tokenizer = _read(source, "tokenizer")
+        _require_embeddings(source, tokenizer, backbone)
     chosen = template or tokenizer.chat_template or backbone.template
     if tokenizer is backbone.tokenizer:
         return replace(backbone, source=source, template=chosen)
     return _description(source, backbone.source, backbone.config, tokenizer, chosen)
+
+
+def _require_embeddings(adapter: Source, tokenizer: Any, backbone: Description) -> None:
+    """Refuse an adapter whose tokenizer was given tokens for which its backbone has no row."""
+    rows, known = backbone.config.get_text_config().vocab_size, backbone.tokenizer.get_vocab()
+    added = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in known]
+    if added:
+        raise UnsupportedModelError(
+            f"{adapter.ref}: its tokenizer has {len(added)} tokens, {min(added)!r} among them, for which "
+            f"{backbone.source.ref} has no embeddings: they were resized for its training; {MERGE}, with its tokenizer"
+        )
 
 
 def _backbone_by_name(adapter: Source, home: Path) -> Description:

@@ -150,39 +150,36 @@ def _looks_like_path(ref: str) -> bool:
 def _kind_of(folder: Path, ref: str) -> Kind:
     _require_no_code(folder, ref)
     if (folder / "adapter_config.json").is_file():
-        _require_safetensors(folder, ref, "adapter_model")
+        _require_safetensors(folder, ref, "adapter_model.safetensors")
         return Kind.ADAPTER
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(
             f"{ref}: the folder has neither config.json (a model) nor adapter_config.json (an adapter)"
         )
     read_json(folder / "config.json")
-    _require_safetensors(folder, ref, "model")
+    _require_safetensors(folder, ref, "model*.safetensors")
     return Kind.MODEL
 
 
 def _require_no_code(folder: Path, ref: str) -> None:
-    """Refuse a model or adapter whose files ask for code to be imported or run."""
+    """Refuse a model or adapter whose files ask for code of their own to be run."""
     for name in CONFIGURATIONS:
         if (folder / name).is_file() and "auto_map" in read_json(folder / name):
             raise UnsupportedModelError(
                 f"{ref}: the model wants to run its own code (auto_map in {name}), which genarm never does"
             )
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file() and read_json(adapter).get("megatron_config") is not None:
-        raise UnsupportedModelError(f"{ref}: the adapter names a Python module to import (megatron_config)")
 
 
-def _require_safetensors(folder: Path, ref: str, stem: str) -> None:
-    if any(folder.glob(f"{stem}*.safetensors")):
+def _require_safetensors(folder: Path, ref: str, names: str) -> None:
+    if any(folder.glob(names)):
         _require_plain_index(folder, ref)
         return
-    if any(folder.glob("*.bin")):
+    if pickles := sorted(path.name for path in folder.glob("*.bin")):
         raise UnsupportedModelError(
-            f"{ref}: has a pickle checkpoint (.bin), which can run code; save it again with safetensors "
+            f"{ref}: {pickles[0]} is a pickle checkpoint (.bin), which can run code; save it again with safetensors "
             "(model.save_pretrained(folder))"
         )
-    raise ModelNotFoundError(f"{ref}: no {stem}*.safetensors in the folder")
+    raise ModelNotFoundError(f"{ref}: no {names} in the folder")
 
 
 def _require_plain_index(folder: Path, ref: str) -> None:

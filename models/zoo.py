@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from models.adapters import read_updates
+from models.adapter_files import read_updates
 from models.backbone import Backbone
 from models.errors import DeviceLostError, ModelMemoryError, ModelsError, SpecError, first_line
 from models.failures import is_lost
@@ -294,11 +294,11 @@ class Zoo:
     def _attached(self, description: Description, backbone: Backbone) -> tuple[Attached, int]:
         """An adapter, attached to its backbone under a name that no other ever had there, and its bytes."""
         adapter = description.source
-        updates = read_updates(adapter.folder, description.config, adapter.ref)
+        updates = read_updates(description)
         name = f"{adapter.folder.resolve()}#{next(self._serials)}"
         with self._running:
             try:
-                backbone.attach(name, updates, adapter.ref)
+                backbone.attach(name, updates)
             except BaseException:  # memory may run out in the middle
                 backbone.detach(name)
                 raise

@@ -1,7 +1,8 @@
 """Fixtures that need real servers: started once for the session, emptied for each test."""
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,13 @@ def ledger(ledger_url: str) -> Iterator[session.Ledger]:
     ledger = session.connect(ledger_url)
     yield ledger
     ledger.dispose()
+
+
+@pytest.fixture
+def edit() -> Callable[..., None]:
+    """Change fields of a JSON file."""
+
+    def change(path: Path, **fields: Any) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+    return change

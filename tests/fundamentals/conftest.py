@@ -1,11 +1,9 @@
 """Sequences over backbones that are a block pool and nothing else, which is all that the scheduler may know."""
 
-import json
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -136,13 +134,3 @@ def simulate() -> Callable[..., Simulation]:
         return Simulation(scheduler, [PoolOnly(BlockPool(size, block_size)) for size in blocks])
 
     return make
-
-
-@pytest.fixture
-def edit() -> Callable[..., None]:
-    """Change fields of a JSON file."""
-
-    def change(path: Path, **fields: Any) -> None:
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-    return change

@@ -1,8 +1,6 @@
 """Models that somebody spoiled, and the service that meets them."""
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -38,13 +36,3 @@ def register(home):
         return home
 
     return write
-
-
-@pytest.fixture
-def edit():
-    """Change fields of a JSON file."""
-
-    def change(path: Path, **fields):
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return change

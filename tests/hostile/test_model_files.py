@@ -6,8 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.checking import check_spec
 from models.errors import RowError, UnsupportedModelError
 from models.references import resolve
+from models.spec import GenerationSpec
 
 EVIL = b"cos\nsystem\n(S'touch /tmp/genarm-was-here'\ntR."
 """A pickle that runs a command when it is loaded."""
@@ -25,7 +27,6 @@ def test_a_pickle_is_refused_with_the_remedy(home, folder, weights, pickle):
 
 def test_a_pickle_under_the_name_of_safetensors_is_refused(home):
     from models.engine import Engine, EngineSettings
-    from models.spec import GenerationSpec
 
     (home / "shelf" / "base" / "model.safetensors").write_bytes(EVIL)
     engine = Engine(EngineSettings(home=home, dtype="float32"))
@@ -44,11 +45,19 @@ def test_a_model_that_brings_code_is_refused_whichever_file_says_so(home, edit, 
         resolve(str(folder), home)
 
 
-def test_an_adapter_that_names_a_module_to_import_is_refused(home, edit):
+def test_an_adapter_that_names_a_module_to_import_is_refused(home, edit, monkeypatch):
+    from models.engine import Engine, EngineSettings
+
     folder = home / "shelf" / "arm"
-    edit(folder / "adapter_config.json", megatron_config={"x": 1}, megatron_core="antigravity")
+    (folder / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.syspath_prepend(folder)
+    edit(folder / "adapter_config.json", megatron_config={"x": 1}, megatron_core="evil")
+    arms = [{"name": "arm", "ref": str(folder)}]
+    spec = GenerationSpec.parse({"base": str(home / "shelf" / "base"), "arms": arms})
     with pytest.raises(UnsupportedModelError, match="megatron_config"):
-        resolve(str(folder), home)
+        check_spec(spec, home)
+    with pytest.raises(UnsupportedModelError, match="megatron_config"):
+        Engine(EngineSettings(home=home, dtype="float32")).load(spec)
 
 
 @pytest.mark.parametrize("shard", ["../../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", 7])
@@ -62,7 +71,7 @@ def test_the_index_of_a_checkpoint_names_files_of_its_own_folder_only(home, shar
 def test_weights_that_are_no_numbers_do_not_reach_the_results(home):
     """A checkpoint of NaN gives an error for each row, never a completion."""
     from models.engine import Engine, EngineSettings
-    from models.spec import GenerationSpec, PromptRow
+    from models.spec import PromptRow
 
     file = home / "shelf" / "base" / "model.safetensors"
     weights = load_file(file)
