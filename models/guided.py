@@ -153,7 +153,7 @@ class GuidedModel:
 
     def _prompts(self, row: PromptRow) -> list[list[int]]:
         spec = self.spec
-        return [model.renderer.prompt_ids(row, system=spec.system, raw=spec.raw) for model in self.models]
+        return [model.renderer.prompt_ids(row, system=spec.system, raw=row.raw) for model in self.models]
 
     def _response(self, row: ResponseRow) -> list[int]:
         """The tokens of a response, which all models have."""
@@ -161,7 +161,7 @@ class GuidedModel:
         tokens = list(row.tokens or ())
         if any(token not in known for token in tokens) or not row.is_spelt(renderer.text(tokens)):
             tokens = renderer.response_ids(
-                row.prompt, row.response, system=self.spec.system, raw=self.spec.raw, is_closed=row.is_closed
+                row.prompt, row.response, system=self.spec.system, raw=row.prompt.raw, is_closed=row.is_closed
             )
         if not tokens:
             raise RowError("invalid_response", "`response` is empty, and not closed by an end-of-sequence token")

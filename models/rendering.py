@@ -4,9 +4,10 @@ import threading
 from typing import Any
 
 from models.errors import RowError, UnsupportedModelError
-from models.spec import PromptRow
+from models.spec import Message, PromptRow
 
 PLACEHOLDER = "response"
+DEVELOPER = "developer"
 
 
 class Renderer:
@@ -69,12 +70,18 @@ class Renderer:
     def _prompt_text(self, row: PromptRow, system: str | None, raw: bool) -> tuple[str, bool]:
         """A row's prompt, and whether it came out of the chat template, which writes the special tokens itself."""
         if row.messages is not None:
-            return self._templated([{"role": m.role, "content": m.content} for m in row.messages]), True
+            return self._templated([self._turn(message) for message in row.messages]), True
         assert row.prompt is not None
         if raw or self.template is None:
             return row.prompt, False
         head = [{"role": "system", "content": system}] if system is not None else []
         return self._templated([*head, {"role": "user", "content": row.prompt}]), True
+
+    def _turn(self, message: Message) -> dict[str, str]:
+        """A message as the template takes it: a template that knows no `developer` gets it as `system`, as OpenAI's."""
+        turn = message.for_template()
+        is_unknown = turn["role"] == DEVELOPER and DEVELOPER not in (self.template or "")
+        return turn | {"role": "system"} if is_unknown else turn
 
     def _ids(self, text: str, is_templated: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not is_templated)["input_ids"])

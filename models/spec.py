@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import RowError, SpecError
+from models.messages import plain_message
 
 
 def _encodable(text: str) -> str:
@@ -21,6 +22,7 @@ Role = Annotated[Text, Field(min_length=1, max_length=64)]
 ArmName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\s=,]+$")]
 Ref = Annotated[Text, Field(min_length=1, max_length=4096)]
 Weight = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
+TEXT_URL = "/v1/completions"
 
 
 class Frozen(BaseModel):
@@ -91,10 +93,21 @@ class GenerationSpec(Frozen):
 
 
 class Message(Frozen):
-    """One chat message."""
+    """One chat message; fields that say nothing are left out of it."""
 
     role: Role
     content: Text
+    name: Text | None = None
+    reasoning_content: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_plain(cls, message: Any) -> Any:
+        return plain_message(message)
+
+    def for_template(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        return self.model_dump(exclude_none=True)
 
 
 class PromptRow(Frozen):
@@ -107,6 +120,8 @@ class PromptRow(Frozen):
     weights: Mapping[str, float]
     """A weight for every ARM of the spec."""
     sampling: SamplingParams
+    raw: bool = False
+    """Use `prompt` as it stands."""
 
     @classmethod
     def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> Self:
@@ -120,11 +135,17 @@ class PromptRow(Frozen):
             **_prompt_or_messages(row),
             "weights": _merged_weights(row.get("weights"), spec),
             "sampling": _merged_sampling(row.get("sampling"), spec.sampling),
+            "raw": spec.raw or _is_text_request(row),
         }
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             raise RowError("invalid_prompt", explain(error)) from None
+
+
+def _is_text_request(row: Mapping[str, Any]) -> bool:
+    """Whether the row is a request of OpenAI's for a text to go on, which has no chat template."""
+    return row.get("url") == TEXT_URL and isinstance(row.get("body"), Mapping)
 
 
 def _prompt_or_messages(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +157,8 @@ def _prompt_or_messages(row: Mapping[str, Any]) -> dict[str, Any]:
     if prompt is None:
         raise RowError("invalid_prompt", "the row has neither `prompt` nor `messages`")
     if not isinstance(prompt, str):
-        raise RowError("invalid_prompt", f"`prompt` must be text, not {type(prompt).__name__}")
+        hint = "; a row has one prompt, and token ids must be decoded before" if isinstance(prompt, list) else ""
+        raise RowError("invalid_prompt", f"`prompt` must be text, not {type(prompt).__name__}{hint}")
     if not prompt.strip():
         raise RowError("invalid_prompt", "`prompt` is empty")
     return {"prompt": prompt}
@@ -179,5 +201,7 @@ def explain(error: ValidationError) -> str:
     for problem in error.errors(include_url=False, include_input=False):
         place = " ".join(".".join(str(step) for step in problem["loc"]).split())
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "is not supported; leave it out"
         parts.append(f"{place}: {message}" if place else message)
     return "; ".join(parts)

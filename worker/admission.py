@@ -79,7 +79,7 @@ def _texts(row: PromptRow) -> Iterator[str]:
     if row.prompt is not None:
         yield row.prompt
     for message in row.messages or ():
-        yield from (message.role, message.content)
+        yield from message.for_template().values()
 
 
 def admit_rows(rows: Iterable[NewRow], settings: Settings) -> Iterator[NewRow]:

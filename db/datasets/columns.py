@@ -7,8 +7,10 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
-from db.datasets.batch_requests import from_batch_request, is_batch_request
+from db.datasets.batch_requests import asked_for, from_batch_request, is_batch_request
 from db.datasets.json_rows import PlacedRow
+from db.datasets.messages import with_whole_texts
+from db.datasets.seen_ids import SeenIds
 from db.datasets.template import Template
 from db.datasets.values import STRUCTURED
 from db.errors import DatasetError
@@ -71,6 +73,10 @@ class Columns:
         for name in STRUCTURED:
             if name in row:
                 row[name] = _structured(row[name])
+        if "messages" in row:
+            row["messages"] = with_whole_texts(row["messages"])
+        if isinstance(row.get("sampling"), dict):
+            row["sampling"] = asked_for(row["sampling"])
         return row
 
     def require(self, beginning: Iterable[dict[str, Any]]) -> None:
@@ -142,10 +148,15 @@ def set_aside(name: str, taken: Container[str], others: Container[str]) -> str:
     return free
 
 
-def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: int = 1) -> Iterator[NewRow]:
+def new_rows(
+    rows: Iterable[PlacedRow], columns: Columns, source: str, samples: int = 1, has_unique_ids: bool = False
+) -> Iterator[NewRow]:
     """Rows to store.
 
     A row without a prompt passes: it becomes a failed row of the job.
+
+    Args:
+        has_unique_ids: an id must not be there twice; that of a batch request never may.
 
     Raises:
         DatasetError: there are no rows, or the first hundred lack a column that is needed.
@@ -159,16 +170,35 @@ def new_rows(rows: Iterable[PlacedRow], columns: Columns, source: str, samples: 
     except DatasetError as error:
         raise DatasetError(f"{source}: {error}") from None
     renamed = ((place, columns.row(row)) for place, row in chain(beginning, placed))
-    return (NewRow(_custom_id(row), row, f"{source}, {place}") for place, row in renamed)
+    found = (NewRow(_custom_id(row), row, f"{source}, {place}") for place, row in renamed)
+    return _unique(found) if has_unique_ids else found
 
 
 def _unpacked(rows: Iterable[PlacedRow], source: str, samples: int) -> Iterator[PlacedRow]:
     """The rows, OpenAI batch requests as rows of ours."""
+    seen = SeenIds()
     for place, row in rows:
+        if not is_batch_request(row):
+            yield place, row
+            continue
         try:
-            yield place, from_batch_request(row, samples) if is_batch_request(row) else row
+            request = from_batch_request(row, samples)
+            if row["custom_id"] is not None:
+                seen.add("custom_id", _as_text(row["custom_id"]), place)
         except DatasetError as error:
             raise DatasetError(f"{source}, {place}: {error}") from None
+        yield place, request
+
+
+def _unique(rows: Iterable[NewRow]) -> Iterator[NewRow]:
+    seen = SeenIds()
+    for row in rows:
+        try:
+            if row.custom_id is not None:
+                seen.add("id", row.custom_id, row.place)
+        except DatasetError as error:
+            raise DatasetError(f"{row.place}: {error}") from None
+        yield row
 
 
 def _structured(value: Any) -> Any:
@@ -192,5 +222,8 @@ def _custom_id(row: dict[str, Any]) -> str | None:
     value = row["id"] if row.get("id") is not None else row.get("custom_id")
     if value is None:
         return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    return storable(text)
+    return storable(_as_text(value))
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

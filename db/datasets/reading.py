@@ -45,6 +45,8 @@ class DatasetSource:
     config: str | None = None
     split: str | None = None
     """Of a Hugging Face dataset."""
+    has_unique_ids: bool = False
+    """An id that is there twice is refused, not only that of a batch request."""
 
 
 def open_dataset(source: DatasetSource, samples: int = 1) -> Iterator[NewRow]:
@@ -58,7 +60,8 @@ def open_dataset(source: DatasetSource, samples: int = 1) -> Iterator[NewRow]:
         DatasetError: the dataset is missing, empty, broken (the message names the line), or has no usable column; the
             later rows may raise it too, while they are read.
     """
-    return new_rows(placed_rows(source), source.columns, source.name.removeprefix(HUB), samples)
+    name = source.name.removeprefix(HUB)
+    return new_rows(placed_rows(source), source.columns, name, samples, source.has_unique_ids)
 
 
 def placed_rows(source: DatasetSource) -> Iterator[PlacedRow]:

@@ -3,13 +3,35 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import sqlalchemy as sa
+
+from db.datasets.batch_requests import RESPONSES
+from db.datasets.batch_requests import TEXT as TEXT_URL
+from db.errors import DatasetError
 from db.jobs import Job, find
 from db.results import groups_of
-from db.session import Ledger
+from db.session import Ledger, reading
 from db.spans import Span
+from db.tables import requests
 
-TEXT_URL = "/v1/completions"
 CANCELLED = {"code": "cancelled", "message": "the job was cancelled before this row was generated"}
+
+
+def require_unique_ids(ledger: Ledger, job: Job) -> None:
+    """Make sure that the results of a job can be told apart.
+
+    Raises:
+        DatasetError: two of its rows have one id.
+        DatabaseUnreachableError: the database does not answer.
+    """
+    of_job = sa.select(requests.c.custom_id).where(requests.c.job_id == job.id, requests.c.custom_id.is_not(None))
+    with reading(ledger) as connection:
+        twice = connection.execute(of_job.group_by(requests.c.custom_id).having(sa.func.count() > 1).limit(1)).scalar()
+    if twice is not None:
+        raise DatasetError(
+            f"two rows of the job have the id {twice[:200]!r}, and OpenAI's format has a result per custom_id: "
+            "export it as .jsonl"
+        )
 
 
 def batch_results(ledger: Ledger, job: Job, spans: Iterable[Span]) -> Iterator[dict[str, Any]]:
@@ -41,11 +63,12 @@ def _custom_id(request: Any) -> str:
 
 
 def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if request.row.get("url") == RESPONSES:
+        return _response(job, request, rows[0])
     is_text = request.row.get("url") == TEXT_URL
     choice = _text_choice if is_text else _chat_choice
     has_logprobs = _asks_for_logprobs(request)
-    prompt_tokens = rows[0]["prompt_tokens"] or 0
-    completion_tokens = sum(len(row["tokens"] or ()) for row in rows)
+    prompt_tokens, completion_tokens = _tokens(rows)
     return {
         "id": f"{'cmpl' if is_text else 'chatcmpl'}-{job.id}-{request.row_index}",
         "object": "text_completion" if is_text else "chat.completion",
@@ -55,6 +78,41 @@ def _body(job: Job, request: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def _tokens(rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Of the prompt, and of all completions."""
+    return rows[0]["prompt_tokens"] or 0, sum(len(row["tokens"] or ()) for row in rows)
+
+
+def _response(job: Job, request: Any, row: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request for /v1/responses, which has one completion."""
+    name = f"{job.id}-{request.row_index}"
+    is_whole = row["finish_reason"] != "length"
+    status = "completed" if is_whole else "incomplete"
+    text = {"type": "output_text", "text": row["completion"], "annotations": [], "logprobs": []}
+    message = {"id": f"msg_{name}", "type": "message", "role": "assistant", "status": status, "content": [text]}
+    prompt_tokens, completion_tokens = _tokens([row])
+    return {
+        "id": f"resp_{name}",
+        "object": "response",
+        "created_at": job.created_at.timestamp(),
+        "model": job.spec.get("base"),
+        "status": status,
+        "error": None,
+        "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+        "output": [message],
+        "parallel_tool_calls": False,
+        "tool_choice": "none",
+        "tools": [],
+        "usage": {
+            "input_tokens": prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt_tokens + completion_tokens,
         },
     }

@@ -16,7 +16,7 @@ from db.datasets.writing import (
     write_parquet,
 )
 from db.errors import DatasetError
-from db.exports.batch_results import batch_results
+from db.exports.batch_results import batch_results, require_unique_ids
 from db.exports.choosing import Chooser
 from db.jobs import Job
 from db.results import OWN_COLUMNS, export_groups, export_rows, input_rows, passed_on
@@ -128,6 +128,8 @@ def export(
     """
     check_export(wanted, job.arms, job.samples, bool(job.sweep))
     chosen = wanted.chosen_format
+    if chosen == OPENAI:
+        require_unique_ids(ledger, job)
     chooser = Chooser(job, wanted.by, wanted.per_token)
     counted = _Counted(on_rows)
     spans = all_spans(ledger, job.id) if spans is None else spans

@@ -1,13 +1,14 @@
 """`genarm run`: from a dataset to a file of results in one command."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import click
 
 import db.jobs
 from db.errors import DatasetError
-from db.exports import check_export
+from db.exports import OPENAI, check_export
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.export import choice_options, export_of, output_options, write_export
@@ -60,6 +61,8 @@ def run_to_file(
         raise DatasetError("--json prints facts on stdout, where the rows go already; give a file with -o")
     spec = submission.spec
     check_export(wanted, [arm["name"] for arm in spec["arms"]], spec.get("samples", 1), bool(submission.sweep))
+    if wanted.chosen_format == OPENAI:
+        submission = replace(submission, source=replace(submission.source, has_unique_ids=True))
     ledger = open_ledger(settings)
     with console.rows_read(submission.source.name) as on_rows:
         job = submit(ledger, settings, submission, on_rows)
