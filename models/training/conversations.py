@@ -1,78 +1,91 @@
 """Conversations in the two forms that preference data has them: messages, and transcripts of Human and Assistant."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
+
+Message = Mapping[str, Any]
+"""One message as a chat template takes it: `role`, `content` (text, parts of text, null beside tool calls), others."""
 
 TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+WRITTEN_MESSAGES = re.compile(r"\s*(?:array\()?\[\s*\{(?=.{0,20000}?['\"]role['\"]\s*:)", re.DOTALL)
+"""How a list of messages begins where a file holds it as text, be it JSON or Python."""
 
 
 class Malformed(ValueError):  # noqa: N818  # it ends as a bad pair, never as an error
     """A field has none of the forms that a pair may have."""
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One message."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The turns before a response."""
-
-    turns: tuple[Turn, ...]
-    transcript: str | None = field(default=None, compare=False)
-    """The same as text that ends where the response begins, for models without a chat template; None: it was none."""
-
-    def __str__(self) -> str:
-        return "\n".join(turn.content for turn in self.turns)
-
-    @property
-    def messages(self) -> list[dict[str, str]]:
-        """As a chat template takes them."""
-        return [{"role": turn.role, "content": turn.content} for turn in self.turns]
-
-
-def turns_of(name: str, messages: Sequence[Any]) -> tuple[Turn, ...]:
-    """Messages as turns.
+def text_of(name: str, text: str) -> str:
+    """Text of a row.
 
     Raises:
-        Malformed: a message is no object whose `role` and `content` are text.
+        Malformed: it cannot be encoded, or is a list of messages that was written as text.
     """
-    turns = []
-    for message in messages:
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise Malformed(f"`{name}` has a message without `role` and `content` as text")
-        turns.append(Turn(role, content))
-    return tuple(turns)
+    if WRITTEN_MESSAGES.match(text):
+        raise Malformed(f"`{name}` is a text that spells a list of messages; give the list itself, in CSV as JSON")
+    return _encodable(name, text)
 
 
-def reply_of(name: str, messages: Sequence[Any]) -> tuple[Conversation | None, str]:
-    """The conversation before the last message, None where there is none, and the last message's text.
+def messages_of(name: str, value: list[Any]) -> tuple[Message, ...]:
+    """Messages as a chat template takes them; fields that are null are left out, as if absent, but for `content`.
 
     Raises:
-        Malformed: there are no messages, or the last one is not the assistant's.
+        Malformed: a message is no object with a `role` and a `content` of text.
     """
-    turns = turns_of(name, messages)
-    if not turns or turns[-1].role != "assistant":
-        raise Malformed(f"`{name}` must end with a message of the assistant")
-    return Conversation(turns[:-1]) if len(turns) > 1 else None, turns[-1].content
+    return tuple(_message(name, one) for one in value)
 
 
-def split_transcript(text: str) -> tuple[Conversation, str] | None:
-    """A transcript's turns before the last "\\n\\nAssistant:", and what follows; None where the text is no transcript.
+def _message(name: str, message: Any) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        hint = "; rename `from` and `value`" if isinstance(message, dict) and "from" in message else ""
+        raise Malformed(f"`{name}` has a message without `role` and `content` as text{hint}")
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            _part(name, part)
+    elif isinstance(content, str):
+        _encodable(name, content)
+    elif content is not None or not message.get("tool_calls"):
+        raise Malformed(f"`{name}` has a message without `role` and `content` as text")
+    return {field: item for field, item in message.items() if item is not None or field == "content"}
 
-    It begins with a turn of the human and ends with one of the assistant.
+
+def _part(name: str, part: Any) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise Malformed(f"`{name}` has a message with a part that is no text ({kind}); only text can be trained on")
+    _encodable(name, part["text"])
+
+
+def _encodable(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Malformed(f"`{name}` holds half of a surrogate pair, which is no text") from None
+    return text
+
+
+def content_of(message: Message) -> str:
+    """The text of a message; its parts on lines of their own."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content)
+    return content or ""
+
+
+def turns_of_transcript(text: str) -> list[Message] | None:
+    """A transcript's turns as messages, the last one of the assistant; None where the text is no transcript.
+
+    A transcript alternates "\\n\\nHuman: …" and "\\n\\nAssistant: …", and begins with the human. It ends with the
+    assistant, whose last turn may be empty.
     """
     marks = list(TURN.finditer(text))
     if len(marks) < 2 or marks[0].start() != 0 or marks[0][1] != "Human" or marks[-1][1] != "Assistant":
         return None
-    ends = [mark.start() for mark in marks[1:]]
-    turns = tuple(Turn(ROLES[mark[1]], text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=False))
-    return Conversation(turns, text[: marks[-1].end()]), text[marks[-1].end() :].strip()
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    return [
+        {"role": ROLES[mark[1]], "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)
+    ]

@@ -56,8 +56,8 @@ class Data:
     @cached_property
     def held_out_prompts_seen(self) -> int:
         """Held-out pairs whose prompt is one of training, so that they flatter the figures."""
-        trained = {pair.preference.prompt for pair in self.train}
-        return sum(pair.preference.prompt in trained for pair in self.held_out)
+        trained = {pair.preference.prompt_key for pair in self.train}
+        return sum(pair.preference.prompt_key in trained for pair in self.held_out)
 
     @cached_property
     def mean_tokens(self) -> tuple[float, float]:
@@ -132,7 +132,7 @@ def split(pairs: Sequence[EncodedPair], fraction: float, seed: int) -> tuple[lis
     """
     if fraction == 0.0:
         return list(pairs), []
-    prompts = sorted({pair.preference.prompt for pair in pairs}, key=repr)
+    prompts = sorted({pair.preference.prompt_key for pair in pairs})
     if len(prompts) < 2:
         raise PreferencesError(
             "all pairs share one prompt, so that none can be held out; give evaluation pairs of their own (--eval)"
@@ -140,5 +140,5 @@ def split(pairs: Sequence[EncodedPair], fraction: float, seed: int) -> tuple[lis
     random.Random(seed).shuffle(prompts)
     count = min(max(1, round(len(prompts) * fraction)), len(prompts) - 1)
     held = set(prompts[:count])
-    train = [pair for pair in pairs if pair.preference.prompt not in held]
-    return train, [pair for pair in pairs if pair.preference.prompt in held]
+    train = [pair for pair in pairs if pair.preference.prompt_key not in held]
+    return train, [pair for pair in pairs if pair.preference.prompt_key in held]

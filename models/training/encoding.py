@@ -1,4 +1,4 @@
-"""Pairs as token ids: the model's own template around the prompt, the response, the token that closes it; batches."""
+"""Pairs as token ids, token by token as TRL's DPOTrainer makes them; batches."""
 
 from array import array
 from collections.abc import Sequence
@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from models.errors import first_line
-from models.rendering import closing_token
-from models.training.conversations import Conversation
-from models.training.preferences import BadPair, Preference, Problem, Prompt
+from models.training.pair_template import PairTemplate, RefusedError, end_of_text
+from models.training.preferences import BadPair, Preference, Problem
 
 
 @dataclass(frozen=True)
 class EncodedResponse:
-    """A prompt and one response as token ids, the closing token included."""
+    """A prompt and one response as token ids, with what the template writes after it (the closing token)."""
 
     ids: "array[int]"
     """int32: a large dataset stays in memory."""
@@ -47,73 +46,69 @@ class EncodedPair:
 
 
 class PairEncoder:
-    """Encodes pairs for one model.
+    """Encodes pairs for one model, as TRL's DPOTrainer does.
 
     Args:
         tokenizer: a transformers tokenizer.
-        template: its Jinja chat template; None uses prompts as they stand.
+        template: its Jinja chat template; None takes pairs of text as they stand.
         max_prompt_tokens, max_tokens: longer pairs are bad pairs; nothing is cut.
     """
 
     def __init__(self, tokenizer: Any, template: str | None, *, max_prompt_tokens: int, max_tokens: int) -> None:
         self.tokenizer = tokenizer
-        self.template = template
+        self.chat = None if template is None else PairTemplate(tokenizer, template)
         self.max_prompt_tokens = max_prompt_tokens
         self.max_tokens = max_tokens
-        self.closing_id = closing_token(tokenizer, template)
 
     def encode(self, pair: Preference) -> EncodedPair | BadPair:
         """Token ids of a pair, or why it cannot be used."""
         try:
-            prompt, space = self._prompt_text(pair.prompt)
-        except Exception as error:  # a template is a program, and may raise anything
+            prompt, chosen, rejected = self._ids(pair)
+        except RefusedError as error:
             return BadPair(pair.place, Problem.REFUSED, first_line(error))
-        prompt_ids = self._ids(prompt)
-        if len(prompt_ids) > self.max_prompt_tokens:
-            detail = f"the prompt has {len(prompt_ids)} tokens, allowed are {self.max_prompt_tokens}"
-            return BadPair(pair.place, Problem.PROMPT_TOO_LONG, detail)
-        chosen = self._response(prompt, prompt_ids, space + pair.chosen)
-        rejected = self._response(prompt, prompt_ids, space + pair.rejected)
-        encoded = EncodedPair(pair, chosen, rejected)
-        if encoded.tokens > self.max_tokens:
-            detail = f"prompt and response have {encoded.tokens} tokens, allowed are {self.max_tokens}"
-            return BadPair(pair.place, Problem.TOO_LONG, detail)
-        return encoded
+        # A token that merges across the boundary, or differs in the prompt alone, counts to the responses.
+        start = min(common_prefix(prompt, ids) for ids in (chosen, rejected))
+        encoded = EncodedPair(pair, _response(chosen, start), _response(rejected, start))
+        return self._problem(pair.place, len(prompt), encoded) or encoded
 
-    def _response(self, prompt: str, prompt_ids: Sequence[int], response: str) -> EncodedResponse:
-        ids = self._ids(prompt + response)
-        if ids[-1] != self.closing_id:
-            ids.append(self.closing_id)
-        # The first token has nothing before it that could predict it, so it cannot be rewarded.
-        return EncodedResponse(array("i", ids), max(1, common_prefix(prompt_ids, ids)))
-
-    def _prompt_text(self, prompt: Prompt) -> tuple[str, str]:
-        """A prompt as the model sees it, and what stands between it and the response.
+    def _ids(self, pair: Preference) -> Sequence[list[int]]:
+        """The prompt, and the prompt with each response.
 
         Raises:
-            Exception: the template refuses the conversation, or there is none.
+            RefusedError: the pair has no form that the model takes.
         """
-        if self.template is None:
-            if isinstance(prompt, str):
-                return prompt, ""
-            if prompt.transcript is None:
-                raise ValueError("the model has no chat template for messages")
-            return prompt.transcript, " "
-        conversation = prompt.messages if isinstance(prompt, Conversation) else [{"role": "user", "content": prompt}]
-        text = self.tokenizer.apply_chat_template(
-            conversation, chat_template=self.template, add_generation_prompt=True, tokenize=False
-        )
-        return str(text), ""
+        if self.chat is not None:
+            if pair.chats is None:
+                raise RefusedError("`prompt` is missing, and a chat template takes no beginning of a text (--raw does)")
+            return self.chat.ids(pair.chats)
+        if pair.texts is None:
+            raise RefusedError("there is no chat template for messages; give pairs of text, or another --base")
+        eos = end_of_text(self.tokenizer)
+        texts = pair.texts
+        whole = (text if text.endswith(eos) else text + eos for text in (texts.chosen, texts.rejected))
+        return [
+            list(self.tokenizer(text)["input_ids"]) for text in (texts.prompt, *(texts.prompt + text for text in whole))
+        ]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=self.template is None)["input_ids"])
+    def _problem(self, place: str, prompt_tokens: int, encoded: EncodedPair) -> BadPair | None:
+        if encoded.chosen.ids == encoded.rejected.ids:
+            return BadPair(place, Problem.IDENTICAL, "`chosen` and `rejected` have the same tokens")
+        if prompt_tokens > self.max_prompt_tokens:
+            detail = f"the prompt has {prompt_tokens} tokens, allowed are {self.max_prompt_tokens}"
+            return BadPair(place, Problem.PROMPT_TOO_LONG, detail)
+        if encoded.tokens > self.max_tokens:
+            detail = f"prompt and response have {encoded.tokens} tokens, allowed are {self.max_tokens}"
+            return BadPair(place, Problem.TOO_LONG, detail)
+        return None
+
+
+def _response(ids: Sequence[int], start: int) -> EncodedResponse:
+    # The first token has nothing before it that could predict it, so it cannot be rewarded.
+    return EncodedResponse(array("i", ids), max(1, start))
 
 
 def common_prefix(prompt_ids: Sequence[int], ids: Sequence[int]) -> int:
-    """How many tokens a prompt has in common with prompt and response tokenised together.
-
-    A token that merges across the boundary differs from the prompt's own, so it counts to the response.
-    """
+    """How many tokens a prompt has in common with prompt and response tokenised together."""
     for index, (one, other) in enumerate(zip(prompt_ids, ids, strict=False)):
         if one != other:
             return index

@@ -137,7 +137,7 @@ class _Silent(Listener):
 def _read(run: TrainingRun, base: Description, listener: Listener) -> Data:
     encoder = PairEncoder(
         base.tokenizer,
-        base.template,
+        None if run.settings.raw else base.template,
         max_prompt_tokens=min(run.settings.max_prompt_tokens, base.context_tokens),
         max_tokens=min(run.settings.max_tokens, base.context_tokens),
     )

@@ -45,6 +45,8 @@ class TrainingSettings(Frozen):
     lora_alpha: float = Field(16.0, gt=0.0, allow_inf_nan=False)
     targets: tuple[Annotated[str, Field(min_length=1)], ...] = Field(("q_proj", "k_proj", "v_proj"), min_length=1)
     """Names of the linear layers that are adapted, or ALL_LINEAR."""
+    raw: bool = False
+    """Take prompts as they stand, even for models with a chat template."""
     max_prompt_tokens: int = Field(512, ge=1)
     max_tokens: int = Field(1024, ge=2)
     """Most tokens of a prompt and response together, the closing token included."""

@@ -1,5 +1,6 @@
 """`genarm arm train` as people type it."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -49,6 +50,60 @@ def test_every_format_trains_the_same_arm(here, train):
     first = found.pop("pairs.jsonl")
     for source, weights in found.items():
         assert all(weight.equal(weights[name]) for name, weight in first.items()), source
+
+
+def test_messages_in_csv_are_json_and_a_named_column_displaces_one_called_so(here, train):
+    def say(role, content):
+        return [{"role": role, "content": content}]
+
+    rows = [{"q": say("user", f"q{n}"), "chosen": say("assistant", "yes"), "rejected": say("assistant", "no"),
+             "prompt": "of another kind"} for n in range(8)]  # fmt: skip
+    write_pairs(here, rows)
+    write_pairs(here, [{**row, "prompt": row["q"]} for row in rows], "named.jsonl")
+    with (here / "pairs.csv").open("w") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows(
+            [value if isinstance(value, str) else json.dumps(value) for value in row.values()] for row in rows
+        )
+
+    found = {}
+    for source, *options in (
+        ("pairs.jsonl", "--prompt-column", "q"),
+        ("pairs.csv", "--prompt-column", "q"),
+        ("named.jsonl",),
+    ):
+        assert facts(train(source, *options))["pairs"] == 8
+        found[source] = load_file("arm/adapter_model.safetensors")
+        assert (
+            "Responses have 4.0 tokens in the mean where they are chosen, 3.0" in (here / "arm/README.md").read_text()
+        )
+
+    first = found.pop("named.jsonl")
+    for weights in found.values():
+        assert all(weight.equal(weights[name]) for name, weight in first.items())
+
+
+def test_pandas_own_spelling_of_messages_and_one_column_for_two_are_refused(here, train):
+    (here / "pairs.csv").write_text("prompt,chosen,rejected\n\"[{'role': 'user', 'content': 'q'}]\",yes,no\n")
+
+    spelled = train("pairs.csv")
+    twice = train("pairs.csv", "--chosen-column", "rejected")
+
+    assert spelled.exit_code == twice.exit_code == 2
+    assert "`prompt` is a text that spells a list of messages; give the list itself, in CSV as JSON" in spelled.stderr
+    assert "--prompt-column, --chosen-column and --rejected-column must name three columns" in twice.stderr
+
+
+def test_raw_takes_prompts_as_they_stand(here, train):
+    write_pairs(here, [{"chosen": f"{n} is a number", "rejected": f"{n} is a word"} for n in range(8)])
+
+    refused, trained = train("pairs.jsonl"), train("pairs.jsonl", "--raw")
+
+    assert refused.exit_code == 2
+    assert "`prompt` is missing, and a chat template takes no beginning of a text (--raw does)" in refused.stderr
+    assert facts(trained)["pairs"] == 8
+    assert "Responses have 8.0 tokens in the mean where they are chosen, 6.0" in (here / "arm/README.md").read_text()
 
 
 def test_a_hub_dataset_with_conversations_in_two_splits(here, train):
@@ -128,7 +183,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_weights_of_an_uninterrupted_trai
     resumed = genarm(*words, "-o", "stopped", "--resume")
     whole = genarm(*words, "-o", "whole")
 
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "go on with --resume, or delete" in refused.stderr
     assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("stopped", "whole"))

@@ -70,6 +70,27 @@ rows = st.fixed_dictionaries(
         "response": junk,
     },
 )
+turns = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | any_text, "content": any_text | junk},
+        optional=dict.fromkeys(("tool_calls", "reasoning_content", "name"), junk),
+    )
+    | junk,
+    max_size=4,
+)
+reply = st.fixed_dictionaries({"role": st.just("assistant"), "content": any_text})
+sides = any_text | junk | st.tuples(turns, reply).map(lambda parts: [*parts[0], parts[1]])
+texts = st.tuples(*[any_text.map(lambda text: text[:40])] * 2).map(
+    lambda two: "\n\nHuman: {}\n\nAssistant: {}".format(*two)
+)
+pairs = st.fixed_dictionaries(
+    {"chosen": sides | texts, "rejected": sides | texts},
+    optional={
+        "prompt": any_text | turns | junk,
+        "messages": turns | junk,
+        **dict.fromkeys(("tools", "chat_template_kwargs", "margin", "completion"), junk | any_text),
+    },
+)
 lines = st.one_of(
     rows.map(json.dumps),
     junk.map(json.dumps),

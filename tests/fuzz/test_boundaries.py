@@ -16,7 +16,10 @@ from models.references import resolve
 from models.registry import registry_of
 from models.rendering import Renderer
 from models.spec import GenerationSpec, PromptRow
-from tests.fuzz.inputs import any_text, as_bytes, count, inputs, junk, rows, specs
+from models.training.encoding import PairEncoder
+from models.training.preferences import BadPair, parse_preference
+from tests.fuzz.inputs import any_text, as_bytes, count, inputs, junk, pairs, rows, specs
+from tests.tiny_models import TEMPLATE, make_tokenizer
 from worker import tasks
 from worker.admission import admit, admit_row
 from worker.cli.errors import one_line
@@ -108,6 +111,32 @@ def test_rows(home, renderer, row, raw):
     except RowError as error:
         assert error.code in {"invalid_prompt", "invalid_weights", "invalid_sampling", "prompt_too_large"}
         assert is_one_line(error)
+
+
+@pytest.fixture(scope="session")
+def pair_encoders():
+    """Encoders of pairs for models with a template that shows replies, one that does not, and none."""
+    shows = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ m.tool_calls }}</s>{% endfor %}"
+    headed = shows + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    return [
+        PairEncoder(make_tokenizer(template), template, max_prompt_tokens=50, max_tokens=100)
+        for template in (shows, headed, TEMPLATE, None)
+    ]
+
+
+@inputs(0.2)
+@given(row=pairs)
+def test_pairs(pair_encoders, row):
+    count()
+    pair = parse_preference("line 1", row)
+    for encoder in pair_encoders:
+        encoded = pair if isinstance(pair, BadPair) else encoder.encode(pair)
+        if isinstance(encoded, BadPair):
+            assert is_one_line(encoded)
+        else:
+            assert isinstance(pair.prompt_key, str)
+            for response in (encoded.chosen, encoded.rejected):
+                assert 1 <= response.response_start < len(response.ids) <= 100
 
 
 @inputs(0.08)

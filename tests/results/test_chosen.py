@@ -76,10 +76,10 @@ def test_pairs_are_what_arm_training_reads(ledger, finished, tmp_path, prompt, n
     for pair, row in zip(pairs, read, strict=True):
         assert isinstance(pair, Preference)
         if "messages" in prompt:
-            assert pair.prompt.messages == SYSTEM_AND_CHAT
-            assert row["chosen"] == [{"role": "assistant", "content": pair.chosen}]
+            assert list(pair.chats.prompt) == SYSTEM_AND_CHAT
+            assert row["chosen"] == list(pair.chats.chosen)
         else:
-            assert (pair.prompt, pair.chosen) == ("p", row["chosen"])
+            assert (pair.texts.prompt, pair.texts.chosen) == ("p", row["chosen"])
 
 
 def test_pairs_of_chats_are_conversational_as_trl_has_them(finished, write):

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from models.training.dataset import PairSource
-from models.training.preferences import Preference, Prompt
+from models.training.preferences import Preference, parse_preference
 from models.training.run import TrainingRun
 from models.training.settings import TrainingSettings
 from models.training.watching import Evaluation, Listener, Step
@@ -26,8 +26,11 @@ def source_of(rows: Sequence[dict[str, Any]], name: str = "pairs.jsonl") -> Pair
 
 @pytest.fixture
 def preference() -> Callable[..., Preference]:
-    def make(prompt: Prompt = "hi", chosen: str = "good", rejected: str = "bad", line: int = 1) -> Preference:
-        return Preference(f"line {line}", prompt, chosen, rejected)
+    def make(prompt: Any = "hi", chosen: Any = "good", rejected: Any = "bad", line: int = 1) -> Preference:
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        pair = parse_preference(f"line {line}", row)
+        assert isinstance(pair, Preference), pair
+        return pair
 
     return make
 

@@ -6,16 +6,14 @@ import torch
 from models.errors import UnsupportedModelError
 from models.rendering import Renderer, closing_token
 from models.spec import GenerationSpec, PromptRow
-from models.training.conversations import Conversation, Turn
 from models.training.dataset import read_data, read_pairs, split
 from models.training.encoding import EncodedPair, PairEncoder, collate, common_prefix
 from models.training.preferences import PreferencesError, Problem
 from tests.tiny_models import make_tokenizer
 from tests.training.conftest import learnable, source_of
 
-CHAT = (
-    "{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}bot:{% endif %}"
-)
+TURNS = "{% for m in messages %}{{ m.role }}:{{ m.content }}<end>{% endfor %}"
+CHAT = TURNS + "{% if add_generation_prompt %}assistant:{% endif %}"
 
 
 @pytest.fixture
@@ -53,7 +51,7 @@ def test_with_a_template_the_prompt_is_what_the_engine_renders_and_the_turns_end
 
     rendered = Renderer(tokenizer, CHAT, "m").prompt_ids(row, system=None, raw=False)
     assert list(chosen.ids[: chosen.response_start]) == rendered
-    assert tokenizer.decode(rendered) == "user:hi<end>bot:"
+    assert tokenizer.decode(rendered) == "user:hi<end>assistant:"
     assert tokenizer.convert_ids_to_tokens(chosen.ids[chosen.response_start :]) == ["a", "b", "<end>"]
 
 
@@ -61,34 +59,31 @@ def test_a_conversation_goes_through_the_template_as_the_engine_renders_its_mess
     merging_tokenizer, encoder, preference
 ):
     tokenizer = merging_tokenizer(template=CHAT)
-    conversation = Conversation((Turn("system", "be"), Turn("user", "hi")))
-    row = PromptRow.parse({"messages": conversation.messages}, 0, GenerationSpec(base="b"))
+    conversation = [{"role": "system", "content": "be"}, {"role": "user", "content": "hi"}]
+    row = PromptRow.parse({"messages": conversation}, 0, GenerationSpec(base="b"))
 
     chosen = encoder(tokenizer).encode(preference(conversation, "ab", "c")).chosen
 
     assert list(chosen.ids[: chosen.response_start]) == Renderer(tokenizer, CHAT, "m").prompt_ids(
         row, system=None, raw=False
     )
-    assert texts(tokenizer, chosen) == ("system:be<end>user:hi<end>bot:", ["a", "b", "<end>"])
+    assert texts(tokenizer, chosen) == ("system:be<end>user:hi<end>assistant:", ["a", "b", "<end>"])
 
 
 def test_a_transcript_stands_as_it_is_without_a_template(merging_tokenizer, encoder, preference):
     tokenizer = merging_tokenizer()
-    conversation = Conversation((Turn("user", "hi"),), "\n\nHuman: hi\n\nAssistant:")
 
-    chosen = encoder(tokenizer).encode(preference(conversation, "ab", "c")).chosen
+    chosen = encoder(tokenizer).encode(preference("\n\nHuman: hi\n\nAssistant:", " ab", " c")).chosen
 
     assert tokenizer.decode(chosen.ids) == "\n\nHuman: hi\n\nAssistant: ab</s>"
     assert chosen.response_tokens == 4
 
 
 def test_what_a_template_refuses_is_a_bad_pair(merging_tokenizer, encoder, preference):
-    conversation = Conversation((Turn("user", "hi"),))
+    conversation = [{"role": "user", "content": "hi"}]
     strict = merging_tokenizer(template="{{ raise_exception('roles must alternate') }}")
-    strict_encoder = PairEncoder(strict, None, max_prompt_tokens=9, max_tokens=9)
-    strict_encoder.template = strict.chat_template
 
-    refused = strict_encoder.encode(preference(conversation, line=4))
+    refused = encoder(strict).encode(preference(conversation, line=4))
     untemplated = encoder(merging_tokenizer()).encode(preference(conversation))
 
     assert str(refused) == "line 4: refused by the template: roles must alternate"
@@ -102,7 +97,7 @@ def test_a_token_that_merges_across_the_boundary_belongs_to_the_response(merging
     pair = encoder(tokenizer).encode(preference("hi", "ab", "c"))
 
     assert texts(tokenizer, pair.chosen) == ("h", ["ia", "b", "</s>"])
-    assert texts(tokenizer, pair.rejected) == ("hi", ["c", "</s>"])
+    assert texts(tokenizer, pair.rejected) == ("h", ["i", "c", "</s>"])  # on both sides, as in TRL
 
 
 def test_a_first_token_is_never_rewarded_since_nothing_predicts_it(merging_tokenizer, encoder, preference):
@@ -209,10 +204,10 @@ def test_split_keeps_the_pairs_of_a_prompt_together(merging_tokenizer, encoder):
     one = read_data(source, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
     again = read_data(source, None, encoder(merging_tokenizer()), eval_fraction=0.25, seed=3)
 
-    held = {pair.preference.prompt for pair in one.held_out}
+    held = {pair.preference.prompt_key for pair in one.held_out}
     assert len(held) == 5
     assert len(one.held_out) == 10
-    assert not held & {pair.preference.prompt for pair in one.train}
+    assert not held & {pair.preference.prompt_key for pair in one.train}
     assert len(one.train) == 30
     assert one.held_out == again.held_out
 

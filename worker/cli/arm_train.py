@@ -1,6 +1,7 @@
 """`genarm arm train`: an ARM from preference pairs."""
 
 import hashlib
+import json
 import shlex
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from db.datasets import DatasetSource, placed_rows
+from db.datasets import DatasetSource, format_of, placed_rows
 from db.errors import DatasetError
 from worker.cli import console
 from worker.cli.errors import Exit
@@ -35,6 +36,7 @@ DATA_OPTIONS = (
     click.option("--prompt-column", default="prompt", show_default=True, metavar="NAME"),
     click.option("--chosen-column", default="chosen", show_default=True, metavar="NAME"),
     click.option("--rejected-column", default="rejected", show_default=True, metavar="NAME"),
+    click.option("--raw", is_flag=True, default=None, help="Take prompts as they stand, as genarm run --raw does."),
     click.option("--max-prompt-tokens", type=int, help="Longer prompts are left out.  [512]"),
     click.option("--max-tokens", type=int, help="So are pairs longer than this, the prompt included.  [1024]"),
 )
@@ -148,6 +150,8 @@ def _settings(options: Mapping[str, Any]) -> Any:
 def _sources(pairs: str, options: Mapping[str, Any]) -> tuple["PairSource", "PairSource | None"]:
     """The pairs to train on and the held-out ones."""
     names = {options[f"{name}_column"]: name for name in ("prompt", "chosen", "rejected")}
+    if len(names) < 3:
+        raise DatasetError("--prompt-column, --chosen-column and --rejected-column must name three columns")
     config, eval_split = options["config"], options["eval_split"]
     source = DatasetSource(pairs, file_format=options["file_format"], config=config, split=options["split"])
     if options["eval_pairs"] is None and eval_split is None:
@@ -171,7 +175,7 @@ def _source(dataset: DatasetSource, names: Mapping[str, str]) -> "PairSource":
 
 
 def _rows(dataset: DatasetSource, names: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a dataset, with our names for the columns.
+    """The rows of a dataset, with our names for the columns; a column that was named displaces one called so.
 
     Raises:
         DatasetError: the dataset cannot be read, or has no pairs in the columns of these names.
@@ -179,13 +183,29 @@ def _rows(dataset: DatasetSource, names: Mapping[str, str]) -> Iterator[tuple[st
     rows = placed_rows(dataset)
     beginning = list(islice(rows, LOOK_AHEAD_ROWS))
     for theirs, ours in names.items():
-        if beginning and ours != "prompt" and not any(theirs in row for _, row in beginning):
+        is_wanted = ours != "prompt" or theirs != ours
+        if beginning and is_wanted and not any(theirs in row for _, row in beginning):
             found = ", ".join(dict.fromkeys(name for _, row in beginning for name in row)) or "none"
             raise DatasetError(
                 f"{dataset.name}: has no column {theirs!r} (its columns: {found}); name it with --{ours}-column"
             )
+    is_csv = Path(dataset.name).is_file() and format_of(dataset.name, dataset.file_format) == "csv"
     for place, row in chain(beginning, rows):
-        yield place, {names.get(name, name): value for name, value in row.items()}
+        others = {name: value for name, value in row.items() if name not in names and name not in names.values()}
+        renamed = others | {ours: row[theirs] for theirs, ours in names.items() if theirs in row}
+        yield place, {name: _from_csv(value) for name, value in renamed.items()} if is_csv else renamed
+
+
+def _from_csv(cell: Any) -> Any:
+    """A cell of CSV: a list of messages is JSON there."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith("["):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    is_messages = isinstance(value, list) and all(isinstance(item, dict) and "role" in item for item in value)
+    return value if value and is_messages else cell
 
 
 def _listener(bars: console.TrainingBars, asked: Any) -> Any:
