@@ -1,6 +1,6 @@
 """How fast the engine decodes, beside its peers: a table, or one JSON object per workload.
 
-    python benchmarks/engine.py --base MODEL [--vllm PYTHON] [--only NAME ...] [--json]
+    python benchmarks/engine.py --base MODEL [--vllm PYTHON] [--only NAME ...] [--isa avx2] [--json]
 
 MODEL is a reference, such as a folder or a .gguf file; the ARM is a second full copy of the same weights unless the
 workload says otherwise. A workload and its peer run in turn, and medians are compared, since machines are shared and
@@ -21,6 +21,7 @@ import torch
 if not __package__:  # run as a file, beside whose folder the packages are
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks import isa
 from benchmarks.workloads import WORKLOADS, Bench, Measured, Workload
 from models.errors import ModelsError
 
@@ -35,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="some of the workloads")
     parser.add_argument("--repeats", type=int, default=5, help="turns after one to warm up; uneven: two at most")
     parser.add_argument("--json", action="store_true", help="one JSON object per workload")
+    isa.add_option(parser)
     options = parser.parse_args(arguments)
+    isa.hold_to(options.isa, parser)
     met = []
     with ExitStack() as stack:
         try:

@@ -1,17 +1,19 @@
 /* Attention over the block cache, for decodes and prefill chunks alike.
  *
- * The cache of a layer: keys [blocks, heads, key_dim / STEP, LANES, STEP], so that one step of the inner dimension is a vector
- * of LANES tokens; values [blocks, heads, LANES, value_dim], and LANES elements after the last, since whole vectors are read.
- * A block holds LANES tokens. key_dim is a multiple of STEP.
+ * The cache of a layer: keys [blocks, heads, key_dim / STEP, BLOCK, STEP], so that one step of the inner dimension of BLOCK
+ * tokens is a few whole vectors; values [blocks, heads, BLOCK, value_dim], and BLOCK elements after the last, since whole vectors
+ * are read. key_dim is a multiple of STEP.
  *
  * Each query goes over its keys in spans of SPAN tokens that start at position 0, with a running maximum (online softmax,
  * arXiv 1805.02867), all in float32. Which queries share a tile changes none of its numbers.
  */
-#include "common.h"
+#include "element.h"
 
+#define BLOCK 16 /* tokens */
 #define SPAN_BLOCKS 4
-#define SPAN (SPAN_BLOCKS * LANES)
-#define MOST_QUERIES 12
+#define SPAN (SPAN_BLOCKS * BLOCK)
+#define SPAN_VECTORS (SPAN / LANES)
+#define WIDE 4       /* vectors of a tile, at most */
 #define MOST_DIM 512 /* a multiple of LANES; larger heads are refused */
 
 typedef struct {
@@ -34,64 +36,68 @@ typedef struct {
 /* Writes the keys and values of a chunk and head to the cache. */
 static void write_chunk(const Step *s, const Chunk *chunk, int64_t head) {
     for (int64_t i = 0; i < chunk->count; i++) {
-        int64_t token = chunk->first + i, position = chunk->position + i, lane = position % LANES;
-        int64_t block = chunk->table[position / LANES] * s->heads + head;
+        int64_t token = chunk->first + i, position = chunk->position + i, place = position % BLOCK;
+        int64_t block = chunk->table[position / BLOCK] * s->heads + head;
         const elem *key = s->key + token * s->key_strides[0] + head * s->key_strides[1];
         const elem *value = s->value + token * s->value_strides[0] + head * s->value_strides[1];
-        elem *keys = s->keys + block * s->key_dim * LANES + lane * STEP;
-        for (int64_t d = 0; d < s->key_dim; d++) keys[d / STEP * LANES * STEP + d % STEP] = key[d];
-        memcpy(s->values + (block * LANES + lane) * s->value_dim, value, s->value_dim * sizeof(elem));
+        elem *keys = s->keys + block * s->key_dim * BLOCK + place * STEP;
+        for (int64_t d = 0; d < s->key_dim; d++) keys[d / STEP * BLOCK * STEP + d % STEP] = key[d];
+        memcpy(s->values + (block * BLOCK + place) * s->value_dim, value, s->value_dim * sizeof(elem));
     }
 }
 
-/* A tile: up to MOST_QUERIES queries of one sequence that share a key head. */
+/* A tile: up to TILE_ROWS queries of one sequence that share a key head. */
 typedef struct {
-    _Alignas(64) float scores[MOST_QUERIES][SPAN];
-    _Alignas(64) float sums[MOST_QUERIES][MOST_DIM];
-    _Alignas(64) elem queries[MOST_QUERIES * MOST_DIM]; /* [key_dim / STEP][queries][STEP] */
-    float most[MOST_QUERIES], total[MOST_QUERIES];
-    int64_t positions[MOST_QUERIES];
+    _Alignas(64) float scores[TILE_ROWS][SPAN];
+    _Alignas(64) float sums[TILE_ROWS][MOST_DIM];
+    _Alignas(64) factor queries[TILE_ROWS * MOST_DIM / STEP]; /* [key_dim / STEP][queries] */
+    float most[TILE_ROWS], total[TILE_ROWS];
+    int64_t positions[TILE_ROWS];
 } Tile;
 
-/* scores[r] of `blocks` blocks from `first` on; rows and blocks are constants where this is inlined. */
-INLINE void score(Tile *t, const elem *const *keys, int64_t steps, int first, const int rows, const int blocks) {
-    f32x16 acc[MOST_QUERIES][SPAN_BLOCKS];
+/* scores[r] of `vectors` vectors of tokens from `first` on; rows and vectors are constants where this is inlined. */
+INLINE void score(Tile *t, const elem *const *keys, int64_t steps, int first, const int rows, const int vectors) {
+    vfloat acc[TILE_ROWS][WIDE];
+    const elem *from[WIDE];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < blocks; v++) acc[r][v] = (f32x16){0};
-    const elem *queries = t->queries;
-    for (int64_t k = 0; k < steps; k++) {
-        u32x16 b[SPAN_BLOCKS];
+        for (int v = 0; v < vectors; v++) acc[r][v] = (vfloat){0};
 #pragma GCC unroll 4
-        for (int v = 0; v < blocks; v++) b[v] = load_steps(keys[first + v] + k * LANES * STEP);
+    for (int v = 0; v < vectors; v++)
+        from[v] = keys[(first + v) * LANES / BLOCK] + (first + v) * LANES % BLOCK * STEP;
+    const factor *queries = t->queries;
+    for (int64_t k = 0; k < steps; k++) {
+        vfactor b[WIDE];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) b[v] = widen_factors(from[v] + k * BLOCK * STEP);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++) {
-            u32x16 a = splat_step(queries + r * STEP);
+            vfactor a = splat_factor(queries + r);
 #pragma GCC unroll 4
-            for (int v = 0; v < blocks; v++) acc[r][v] = dot(acc[r][v], a, b[v]);
+            for (int v = 0; v < vectors; v++) acc[r][v] = dot(acc[r][v], a, b[v]);
         }
-        queries += rows * STEP;
+        queries += rows;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < blocks; v++) memcpy(t->scores[r] + (first + v) * LANES, &acc[r][v], 64);
+        for (int v = 0; v < vectors; v++) store(t->scores[r] + (first + v) * LANES, acc[r][v]);
 }
 
 /* sums[r][dim ...] += Σ_token scores[r][token] · values[token][dim ...], token by token. */
 INLINE void weigh(Tile *t, const elem *const *values, int64_t tokens, int64_t value_dim, int64_t dim, const int rows,
                   const int vectors) {
-    f32x16 acc[MOST_QUERIES][4];
+    vfloat acc[TILE_ROWS][WIDE];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) memcpy(&acc[r][v], t->sums[r] + dim + v * LANES, 64);
+        for (int v = 0; v < vectors; v++) acc[r][v] = load(t->sums[r] + dim + v * LANES);
     for (int64_t token = 0; token < tokens; token++) {
-        const elem *from = values[token / LANES] + token % LANES * value_dim + dim;
-        f32x16 b[4];
+        const elem *from = values[token / BLOCK] + token % BLOCK * value_dim + dim;
+        vfloat b[WIDE];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) b[v] = load16(from + v * LANES);
+        for (int v = 0; v < vectors; v++) b[v] = load_elems(from + v * LANES);
 #pragma GCC unroll 12
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -100,24 +106,29 @@ INLINE void weigh(Tile *t, const elem *const *values, int64_t tokens, int64_t va
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) memcpy(t->sums[r] + dim + v * LANES, &acc[r][v], 64);
+        for (int v = 0; v < vectors; v++) store(t->sums[r] + dim + v * LANES, acc[r][v]);
 }
 
 /* Few rows take more vectors at once, so that there are always enough independent chains. */
+#define VECTORS_FOR(rows) ((rows) * WIDE <= ACCUMULATORS ? WIDE : 2)
+#define ROWS(rows, BODY) \
+    case rows: \
+        if (rows <= TILE_ROWS) { BODY(rows, VECTORS_FOR(rows)) } \
+        break;
 #define FOR_ROWS(rows, BODY) \
     switch (rows) { \
-        case 1: BODY(1, 4) break; case 2: BODY(2, 4) break; case 3: BODY(3, 4) break; case 4: BODY(4, 4) break; \
-        case 5: BODY(5, 4) break; case 6: BODY(6, 4) break; case 7: BODY(7, 2) break; case 8: BODY(8, 2) break; \
-        case 9: BODY(9, 2) break; case 10: BODY(10, 2) break; case 11: BODY(11, 2) break; case 12: BODY(12, 2) break; \
+        ROWS(1, BODY) ROWS(2, BODY) ROWS(3, BODY) ROWS(4, BODY) ROWS(5, BODY) ROWS(6, BODY) \
+        ROWS(7, BODY) ROWS(8, BODY) ROWS(9, BODY) ROWS(10, BODY) ROWS(11, BODY) ROWS(12, BODY) \
     }
 
-static void score_span(Tile *t, const elem *const *keys, int64_t steps, int rows) {
-#define BODY(n, wide) for (int first = 0; first < SPAN_BLOCKS; first += wide) score(t, keys, steps, first, n, wide);
+/* The scores of a span's first tokens; those after them are not written. */
+static void score_span(Tile *t, const elem *const *keys, int64_t steps, int tokens, int rows) {
+#define BODY(n, wide) for (int first = 0; first * LANES < tokens; first += wide) score(t, keys, steps, first, n, wide);
     FOR_ROWS(rows, BODY)
 #undef BODY
 }
 
-static void weigh_span(Tile *t, const elem *const *values, int64_t tokens, int64_t value_dim, int rows) {
+static void weigh_span(Tile *t, const elem *const *values, int tokens, int64_t value_dim, int rows) {
     int64_t dim = 0;
 #define BODY(n, wide) \
     for (; dim + wide * LANES <= value_dim; dim += wide * LANES) weigh(t, values, tokens, value_dim, dim, n, wide); \
@@ -126,17 +137,19 @@ static void weigh_span(Tile *t, const elem *const *values, int64_t tokens, int64
 #undef BODY
 }
 
-/* Exponentials of a span's scores beside the running maximum; a token that is not seen gets exactly 0. */
-static void soften(Tile *t, int r, int64_t start, int64_t value_dim, int64_t window, float scaling) {
+/* Exponentials of the scores of a span's first tokens beside the running maximum; a token that is not seen gets exactly 0. */
+static void soften(Tile *t, int r, int64_t start, int tokens, int64_t value_dim, int64_t window, float scaling) {
     int64_t last = t->positions[r] - start, first = window ? last - window + 1 : 0;
     int32_t end = last < SPAN ? (int32_t)last : SPAN, begin = first < 0 ? 0 : first < SPAN ? (int32_t)first : SPAN;
-    f32x16 most = splat(-INFINITY), scores[SPAN_BLOCKS];
-    for (int v = 0; v < SPAN_BLOCKS; v++) {
-        i32x16 at = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        at += v * LANES;
-        memcpy(&scores[v], t->scores[r] + v * LANES, 64);
-        scores[v] = select16((at <= end) & (at >= begin), scores[v] * scaling, splat(-INFINITY));
-        most = max16(most, scores[v]);
+    int vectors = (tokens + LANES - 1) / LANES;
+    vint at;
+    for (int i = 0; i < LANES; i++) at[i] = i;
+    vfloat most = splat(-INFINITY);
+    for (int v = 0; v < vectors; v++) {
+        vint seen = (at + v * LANES <= end) & (at + v * LANES >= begin);
+        vfloat scores = select_lanes(seen, load(t->scores[r] + v * LANES) * scaling, splat(-INFINITY));
+        most = max_of(most, scores);
+        store(t->scores[r] + v * LANES, scores);
     }
     float now = max_lanes(most);
     if (now == -INFINITY) {
@@ -144,16 +157,16 @@ static void soften(Tile *t, int r, int64_t start, int64_t value_dim, int64_t win
         return;
     }
     if (now > t->most[r]) {
-        float shrink = exp16(splat(t->most[r] - now))[0];
+        float shrink = exp_of(splat(t->most[r] - now))[0];
         for (int64_t d = 0; d < value_dim; d++) t->sums[r][d] *= shrink;
         t->total[r] *= shrink;
         t->most[r] = now;
     }
-    f32x16 sum = {0};
-    for (int v = 0; v < SPAN_BLOCKS; v++) {
-        f32x16 p = exp16(scores[v] - t->most[r]);
+    vfloat sum = {0};
+    for (int v = 0; v < vectors; v++) {
+        vfloat p = exp_of(load(t->scores[r] + v * LANES) - t->most[r]);
         sum += p;
-        memcpy(t->scores[r] + v * LANES, &p, 64);
+        store(t->scores[r] + v * LANES, p);
     }
     t->total[r] += sum_lanes(sum);
 }
@@ -168,8 +181,8 @@ typedef struct {
 
 /* The tile of a chunk with this number. */
 INLINE Work work_of(const Step *s, const Chunk *chunk, int64_t number) {
-    int64_t first = number / s->heads * MOST_QUERIES, left = chunk->count * s->group - first;
-    return (Work){chunk, number % s->heads, first, left < MOST_QUERIES ? (int)left : MOST_QUERIES};
+    int64_t first = number / s->heads * TILE_ROWS, left = chunk->count * s->group - first;
+    return (Work){chunk, number % s->heads, first, left < TILE_ROWS ? (int)left : TILE_ROWS};
 }
 
 /* Where the span of the first token starts that a tile sees. */
@@ -186,8 +199,8 @@ INLINE int64_t end_of(const Step *s, const Work *w) {
  * foresee the next one. */
 static void prefetch_span(const Step *s, const Work *w, const elem *layer, int64_t size, int64_t start) {
     int64_t end = end_of(s, w);
-    for (int64_t at = start; at < end && at < start + SPAN; at += LANES) {
-        const elem *from = layer + (w->chunk->table[at / LANES] * s->heads + w->head) * size;
+    for (int64_t at = start; at < end && at < start + SPAN; at += BLOCK) {
+        const elem *from = layer + (w->chunk->table[at / BLOCK] * s->heads + w->head) * size;
         for (int64_t d = 0; d < size; d += 64 / sizeof(elem)) __builtin_prefetch(from + d);
     }
 }
@@ -200,8 +213,7 @@ static void attend_tile(const Step *s, const Work *w, Tile *t) {
         int64_t token = (first + r) / s->group, query_head = head * s->group + (first + r) % s->group;
         const elem *query =
             s->query + (chunk->first + token) * s->query_strides[0] + query_head * s->query_strides[1];
-        for (int64_t d = 0; d < key_dim; d++)
-            t->queries[d / STEP * rows * STEP + r * STEP + d % STEP] = query[d];
+        for (int64_t d = 0; d < key_dim; d += STEP) t->queries[d / STEP * rows + r] = to_factor(query + d);
         memset(t->sums[r], 0, sizeof t->sums[r]);
         t->total[r] = 0;
         t->most[r] = -INFINITY;
@@ -211,25 +223,24 @@ static void attend_tile(const Step *s, const Work *w, Tile *t) {
     for (int64_t start = first_span(s, w); start < end; start += SPAN) {
         const elem *keys[SPAN_BLOCKS], *values[SPAN_BLOCKS];
         for (int v = 0; v < SPAN_BLOCKS; v++) {
-            int64_t at = start / LANES + v; /* past the end any block will do: its tokens are not seen */
-            int64_t block = chunk->table[at * LANES < end ? at : 0] * s->heads + head;
-            keys[v] = s->keys + block * key_dim * LANES;
-            values[v] = s->values + block * value_dim * LANES;
+            int64_t at = start / BLOCK + v; /* past the end any block will do: its tokens are not seen */
+            int64_t block = chunk->table[at * BLOCK < end ? at : 0] * s->heads + head;
+            keys[v] = s->keys + block * key_dim * BLOCK;
+            values[v] = s->values + block * value_dim * BLOCK;
         }
-        prefetch_span(s, w, s->values, value_dim * LANES, start);
-        prefetch_span(s, w, s->keys, key_dim * LANES, start + SPAN);
-        score_span(t, keys, key_dim / STEP, rows);
-        for (int r = 0; r < rows; r++) soften(t, r, start, value_dim, s->window, s->scaling);
-        weigh_span(t, values, end - start < SPAN ? end - start : SPAN, value_dim, rows);
+        prefetch_span(s, w, s->values, value_dim * BLOCK, start);
+        prefetch_span(s, w, s->keys, key_dim * BLOCK, start + SPAN);
+        int tokens = end - start < SPAN ? (int)(end - start) : SPAN;
+        score_span(t, keys, key_dim / STEP, tokens, rows);
+        for (int r = 0; r < rows; r++) soften(t, r, start, tokens, value_dim, s->window, s->scaling);
+        weigh_span(t, values, tokens, value_dim, rows);
     }
     for (int r = 0; r < rows; r++) {
         int64_t token = chunk->first + (first + r) / s->group, query_head = head * s->group + (first + r) % s->group;
         elem *out = s->out + (token * s->heads * s->group + query_head) * s->value_dim;
         for (int64_t d = 0; d < s->value_dim; d += LANES) {
-            f32x16 sum;
-            memcpy(&sum, t->sums[r] + d, 64);
             int64_t left = s->value_dim - d;
-            store_some(out + d, sum / t->total[r], left < LANES ? (int)left : LANES);
+            store_some(out + d, load(t->sums[r] + d) / t->total[r], left < LANES ? (int)left : LANES);
         }
     }
 }
@@ -249,12 +260,12 @@ void attend(const Step *s, int threads) {
 #pragma omp atomic capture
             mine = taken++;
             for (; chunk < s->chunk_count; chunk++, before += tiles) {
-                tiles = s->heads * ((s->chunks[chunk].count * s->group + MOST_QUERIES - 1) / MOST_QUERIES);
+                tiles = s->heads * ((s->chunks[chunk].count * s->group + TILE_ROWS - 1) / TILE_ROWS);
                 if (mine < before + tiles) break;
             }
             now = next;
             next = chunk < s->chunk_count ? work_of(s, s->chunks + chunk, mine - before) : (Work){0};
-            if (next.chunk) prefetch_span(s, &next, s->keys, s->key_dim * LANES, first_span(s, &next));
+            if (next.chunk) prefetch_span(s, &next, s->keys, s->key_dim * BLOCK, first_span(s, &next));
             if (now.chunk) attend_tile(s, &now, &tile);
         } while (next.chunk);
     }

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from models.attention import AttentionStep, LayerShape
 from models.blocks import BLOCK_SIZE
-from models.native.kernels import LANES, MOST_HEAD_DIM, Kernels
+from models.native.kernels import BLOCK, MOST_HEAD_DIM, MOST_LANES, Kernels
 from models.packing import Integers, PackedStep
 
-assert BLOCK_SIZE == LANES, "a block's tokens are the lanes of a vector"
+assert BLOCK_SIZE == BLOCK, "attention.c has another size of blocks"
 
 
 class NativeCache:
@@ -31,7 +31,7 @@ class NativeCache:
             for layer, shape in shapes.items()
         }
         self.values = {
-            layer: _zeros(blocks * shape.heads * BLOCK_SIZE * shape.value_dim + LANES, kernels.dtype)
+            layer: _zeros(blocks * shape.heads * BLOCK_SIZE * shape.value_dim + MOST_LANES, kernels.dtype)
             for layer, shape in shapes.items()
         }
 

@@ -5,7 +5,7 @@
 #else
 #pragma GCC optimize("fp-contract=off")
 #endif
-#include "common.h"
+#include "element.h"
 
 /* Root mean square normalisation (arXiv 1910.07467): out = weight · round(input / √(mean(input²) + ε)). */
 void rms_norm(const elem *input, const elem *weight, elem *out, int64_t rows, int64_t dim, float epsilon, int threads) {
@@ -13,10 +13,10 @@ void rms_norm(const elem *input, const elem *weight, elem *out, int64_t rows, in
     for (int64_t row = 0; row < rows; row++) {
         const elem *from = input + row * dim;
         elem *to = out + row * dim;
-        f32x16 squares = {0};
+        vfloat squares = {0};
         int64_t d = 0;
         for (; d + LANES <= dim; d += LANES) {
-            f32x16 v = load16(from + d);
+            vfloat v = load_elems(from + d);
             squares += v * v;
         }
         float sum = sum_lanes(squares);
@@ -24,7 +24,7 @@ void rms_norm(const elem *input, const elem *weight, elem *out, int64_t rows, in
         float scale = 1.0f / sqrtf(sum / (float)dim + epsilon);
         for (d = 0; d < dim; d += LANES) {
             int n = dim - d < LANES ? (int)(dim - d) : LANES;
-            store_some(to + d, load_some(weight + d, n) * rounded16(load_some(from + d, n) * scale), n);
+            store_some(to + d, load_some(weight + d, n) * rounded(load_some(from + d, n) * scale), n);
         }
     }
 }
@@ -36,8 +36,8 @@ void silu_mul(const elem *gate, const elem *up, elem *out, int64_t count, int th
     for (int64_t v = 0; v < vectors; v++) {
         int64_t at = v * LANES;
         int n = count - at < LANES ? (int)(count - at) : LANES;
-        f32x16 g = load_some(gate + at, n), u = load_some(up + at, n);
-        f32x16 active = rounded16(g / (1.0f + exp16(-g)));
+        vfloat g = load_some(gate + at, n), u = load_some(up + at, n);
+        vfloat active = rounded(g / (1.0f + exp_of(-g)));
         store_some(out + at, active * u, n);
     }
 }
@@ -63,11 +63,11 @@ void rotate(const Rotated *tensors, int64_t count, const elem *cos, const elem *
                 elem *to = t->out + (token * t->heads + head) * dim;
                 for (int64_t d = 0; d < half; d += LANES) {
                     int n = half - d < LANES ? (int)(half - d) : LANES;
-                    f32x16 a = load_some(from + d, n), b = load_some(from + half + d, n);
-                    f32x16 ca = load_some(c + d, n), cb = load_some(c + half + d, n);
-                    f32x16 sa = load_some(s + d, n), sb = load_some(s + half + d, n);
-                    store_some(to + d, rounded16(a * ca) + rounded16(-b * sa), n);
-                    store_some(to + half + d, rounded16(b * cb) + rounded16(a * sb), n);
+                    vfloat a = load_some(from + d, n), b = load_some(from + half + d, n);
+                    vfloat ca = load_some(c + d, n), cb = load_some(c + half + d, n);
+                    vfloat sa = load_some(s + d, n), sb = load_some(s + half + d, n);
+                    store_some(to + d, rounded(a * ca) + rounded(-b * sa), n);
+                    store_some(to + half + d, rounded(b * cb) + rounded(a * sb), n);
                 }
             }
     }

@@ -13,8 +13,10 @@ from torch import Tensor
 from models.native.build import library
 from models.packing import Integers
 
-LANES = 16
-PANEL = 32
+BLOCK = 16
+"""Tokens in a block of the KV cache: attention.c."""
+MOST_LANES = 16
+"""Numbers in the widest vector that the kernels are compiled for; memory for whole vectors is rounded up to it."""
 DEFINES = {torch.bfloat16: "BFLOAT16", torch.float32: None}
 """How the library is compiled for each dtype of weights and activations."""
 MOST_HEAD_DIM = 512
@@ -108,8 +110,11 @@ class Kernels:
 
     def __init__(self, loaded: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.step = 4 // dtype.itemsize
+        self.step = c_int64.in_dll(loaded, "inner_step").value
         """Inner dimensions must be a multiple of this."""
+        self._factors = dtype if self.step * dtype.itemsize == 4 else torch.float32
+        """What the rows of a matrix product are read as; bfloat16 only where the CPU multiplies it."""
+        self._panel = c_int64.in_dll(loaded, "panel_features").value
         self._library = loaded
         pointer, size = c_void_p, c_int64
         loaded.pack.argtypes = [pointer, size, size, pointer]
@@ -122,11 +127,14 @@ class Kernels:
         loaded.draw.argtypes = [POINTER(_Draws), c_int]
         loaded.score.argtypes = [pointer, size, size, pointer, size, pointer, c_int]
 
+    def _as_factors(self, states: Tensor) -> Tensor:
+        return states if states.dtype == self._factors else states.to(self._factors)
+
     def pack(self, weight: Tensor) -> PackedWeight:
         """Pack a weight [features, inner]."""
         weight = weight.detach().to(self.dtype).contiguous()
         features, inner = weight.shape
-        panels = torch.empty(-(-features // PANEL) * PANEL * inner, dtype=self.dtype)
+        panels = torch.empty(-(-features // self._panel) * self._panel * inner, dtype=self.dtype)
         self._library.pack(weight.data_ptr(), features, inner, panels.data_ptr())
         return PackedWeight(panels, features, inner)
 
@@ -138,7 +146,7 @@ class Kernels:
             bias: float32 [features].
             out: [..., features], dense; of the dtype, or float32.
         """
-        states = states.contiguous()
+        states = self._as_factors(states).contiguous()
         rows, wide = states.numel() // weight.inner, out.dtype == torch.float32
         self._library.linear(
             states.data_ptr(), weight.panels.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr(),
@@ -154,6 +162,7 @@ class Kernels:
         """
         inner, features = states.shape[-1], out.shape[-1]
         rows, rank = states.numel() // inner, max(segment.a.features for segment in segments)
+        states = self._as_factors(states)
         low, delta = states.new_empty(rows, rank), torch.empty_like(out)
         updates = (_Update * len(segments))(
             *(
@@ -268,7 +277,7 @@ class Kernels:
         size_array, excluded_array = np.array(sizes, dtype=np.int64), np.array(excluded, dtype=np.int64)
         how = (_Sampling * rows)(*(_Sampling(s.top_k, s.temperature, s.min_p, s.top_p, s.uniform) for s in sampling))
         tokens, logprobs = np.empty(rows, np.int64), np.empty((rows, 1 + models), np.float64)
-        scratch = torch.empty(threads * 2 * -(-shared // LANES) * LANES, dtype=torch.float32)
+        scratch = torch.empty(threads * 2 * -(-shared // MOST_LANES) * MOST_LANES, dtype=torch.float32)
         draws = _Draws(
             addresses.ctypes.data, weights.ctypes.data, size_array.ctypes.data, excluded_array.ctypes.data,
             ctypes.addressof(how), rows, models, shared, len(excluded_array), tokens.ctypes.data,

@@ -6,7 +6,7 @@
  * A row's logits are read twice: to combine them and find the maxima, and for the sums of exponentials. At temperature 1 what
  * these sum are the weights to draw by. A row that has a NaN has no distribution: sums of exponentials keep it.
  */
-#include "common.h"
+#include "vector.h"
 #include <stdlib.h>
 
 #define BLOCK 256 /* tokens whose weights are summed in float32; blocks are summed in double */
@@ -29,15 +29,17 @@ typedef struct {
     float *scratch;   /* for each thread twice `shared`, rounded up to whole vectors */
 } Draws;
 
-INLINE f32x16 load_floats(const float *from, int64_t left, float rest) {
-    f32x16 v = splat(rest);
-    memcpy(&v, from, left < LANES ? left * sizeof(float) : 64);
+/* The first of `left` numbers; lanes after the last are `rest`. */
+INLINE vfloat load_floats(const float *from, int64_t left, float rest) {
+    if (left >= LANES) return load(from);
+    vfloat v = splat(rest);
+    memcpy(&v, from, left * sizeof(float));
     return v;
 }
 
 static float maximum(const float *values, int64_t count) {
-    f32x16 most = splat(-INFINITY);
-    for (int64_t i = 0; i < count; i += LANES) most = max16(most, load_floats(values + i, count - i, -INFINITY));
+    vfloat most = splat(-INFINITY);
+    for (int64_t i = 0; i < count; i += LANES) most = max_of(most, load_floats(values + i, count - i, -INFINITY));
     return max_lanes(most);
 }
 
@@ -46,11 +48,11 @@ static float maximum(const float *values, int64_t count) {
 static double sum_exp(const float *values, int64_t count, float most, float rate, float *out, double *sums) {
     double sum = 0;
     for (int64_t start = 0; start < count; start += BLOCK) {
-        f32x16 part = {0};
+        vfloat part = {0};
         int64_t end = start + BLOCK < count ? start + BLOCK : count;
         for (int64_t i = start; i < end; i += LANES) {
-            f32x16 e = exp16((load_floats(values + i, end - i, -INFINITY) - most) * rate);
-            if (out) memcpy(out + i, &e, 64);
+            vfloat e = exp_of((load_floats(values + i, end - i, -INFINITY) - most) * rate);
+            if (out) store(out + i, e);
             part += e;
         }
         double block = sum_lanes(part);
@@ -74,19 +76,19 @@ INLINE double log_softmax(const float *logits, Normaliser n, int64_t token) {
 static void combine(const Draws *d, int64_t row, float *scores, Normaliser *of_scores, Normaliser *of_models) {
     const float *const *logits = d->logits + row * d->models;
     const float *weights = d->weights + row * d->models;
-    f32x16 most_score = splat(-INFINITY), most[d->models];
+    vfloat most_score = splat(-INFINITY), most[d->models];
     for (int64_t m = 0; m < d->models; m++) most[m] = splat(-INFINITY);
     for (int64_t i = 0; i < d->shared; i += LANES) {
         int64_t left = d->shared - i;
-        f32x16 sum = load_floats(logits[0] + i, left, -INFINITY);
-        most[0] = max16(most[0], sum);
+        vfloat sum = load_floats(logits[0] + i, left, -INFINITY);
+        most[0] = max_of(most[0], sum);
         for (int64_t m = 1; m < d->models; m++) {
-            f32x16 v = load_floats(logits[m] + i, left, -INFINITY);
-            most[m] = max16(most[m], v);
+            vfloat v = load_floats(logits[m] + i, left, -INFINITY);
+            most[m] = max_of(most[m], v);
             sum += v * weights[m];
         }
-        memcpy(scores + i, &sum, left < LANES ? left * sizeof(float) : 64);
-        most_score = max16(most_score, left < LANES ? load_floats(scores + i, left, -INFINITY) : sum);
+        memcpy(scores + i, &sum, left < LANES ? left * sizeof(float) : sizeof sum);
+        most_score = max_of(most_score, left < LANES ? load_floats(scores + i, left, -INFINITY) : sum);
     }
     of_scores->most = max_lanes(most_score);
     for (int64_t m = 0; m < d->models; m++) {
@@ -162,7 +164,7 @@ static void keep_heaviest(float *weights, int64_t count, int64_t most, double ma
 static double sum_blocks(const float *weights, int64_t count, double *sums) {
     double sum = 0;
     for (int64_t start = 0; start < count; start += BLOCK) {
-        f32x16 part = {0};
+        vfloat part = {0};
         int64_t end = start + BLOCK < count ? start + BLOCK : count;
         for (int64_t i = start; i < end; i += LANES) part += load_floats(weights + i, end - i, 0);
         sum += sums[start / BLOCK] = sum_lanes(part);

@@ -23,16 +23,40 @@ from models.packing import pack
 from models.sampling import draw
 from models.sequence import Chunk, Stream
 from models.spec import SamplingParams
+from tests.one_thread import one_thread  # noqa: F401
 
 DTYPES = [torch.float32, torch.bfloat16]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=DTYPES, ids=str)
-def kernels(request: Any) -> Kernels:
-    found = kernels_for(CPU, request.param)
+def isas() -> list[str]:
+    """The instruction sets that this machine can run."""
+    if platform.machine() != "x86_64":
+        return ["native"]
+    beyond = {"AVX512": ["avx512", "avx2", "sse"], "AVX2": ["sse"]}
+    return ["native", *beyond.get(torch.backends.cpu.get_cpu_capability(), [])]
+
+
+ISAS = isas()
+BUILDS = [(isa, dtype) for isa in ISAS for dtype in DTYPES if (isa, dtype) != ("avx512", torch.float32)]
+"""Without products of bfloat16, float32 is what it is with them."""
+
+
+def built(isa: str, dtype: torch.dtype) -> Kernels:
+    found = kernels_for(CPU, dtype, isa)
     assert found is not None, "the kernels did not compile"
     return found
+
+
+@pytest.fixture(params=BUILDS, ids=lambda build: f"{build[0]}-{build[1]}")
+def kernels(request: Any) -> Kernels:
+    return built(*request.param)
+
+
+@pytest.fixture(params=[isa for isa in ISAS if isa != "avx512"])
+def draw_kernels(request: Any) -> Kernels:
+    """Logits are float32 in both builds of the library."""
+    return built(request.param, torch.float32)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -199,10 +223,8 @@ SAMPLING = [
 
 @pytest.mark.parametrize("vocab", [17, 256, 3000])
 @pytest.mark.parametrize("peaked", [0.0, 1.0, 8.0])
-def test_draw_equals_pytorchs(vocab: int, peaked: float) -> None:
+def test_draw_equals_pytorchs(draw_kernels: Kernels, vocab: int, peaked: float) -> None:
     """Base and two ARMs with vocabularies of other sizes, ids excluded, weights of either sign, equal logits."""
-    kernels = kernels_for(CPU, torch.float32)
-    assert kernels is not None
     sizes, excluded, rows = [vocab + 3, vocab, vocab + 1], [1, 4], 200
     logits = [(numbers(rows, size, seed=size) * peaked).round(decimals=1) for size in sizes]
     weights = np.ones((rows, 3), np.float32)
@@ -211,7 +233,7 @@ def test_draw_equals_pytorchs(vocab: int, peaked: float) -> None:
     params = [SamplingParams(**SAMPLING[row % len(SAMPLING)]) for row in range(rows)]
     sampling = [RowSampling(p.top_k, p.temperature, p.top_p, p.min_p, u) for p, u in zip(params, uniforms, strict=True)]
     addresses = [[one.data_ptr() + row * one.shape[1] * 4 for one in logits] for row in range(rows)]
-    tokens, logprobs = kernels.draw(addresses, weights, sizes, vocab, excluded, sampling)
+    tokens, logprobs = draw_kernels.draw(addresses, weights, sizes, vocab, excluded, sampling)
     scores = logits[0][:, :vocab] + torch.tensor(weights[:, 1:2]) * logits[1] - 0.4 * logits[2][:, :vocab]
     scores[:, excluded] = -torch.inf
     expected = draw(scores, params, uniforms)
@@ -223,15 +245,13 @@ def test_draw_equals_pytorchs(vocab: int, peaked: float) -> None:
         assert logprobs[row] == pytest.approx(reported, abs=2e-5)
 
 
-def test_draw_from_the_base_alone_equals_pytorchs() -> None:
-    kernels = kernels_for(CPU, torch.float32)
-    assert kernels is not None
+def test_draw_from_the_base_alone_equals_pytorchs(draw_kernels: Kernels) -> None:
     logits, rows = numbers(45, 3000) * 4, 45
     uniforms = np.random.default_rng(1).random(rows).tolist()
     params = [SamplingParams(**SAMPLING[row % len(SAMPLING)]) for row in range(rows)]
     sampling = [RowSampling(p.top_k, p.temperature, p.top_p, p.min_p, u) for p, u in zip(params, uniforms, strict=True)]
     addresses = [[logits.data_ptr() + row * 12000] for row in range(rows)]
-    tokens, logprobs = kernels.draw(addresses, np.ones((rows, 1), np.float32), [3000], 3000, [], sampling)
+    tokens, logprobs = draw_kernels.draw(addresses, np.ones((rows, 1), np.float32), [3000], 3000, [], sampling)
     assert tokens == draw(logits, params, uniforms).tolist()
     expected = logits.double().log_softmax(1)[range(rows), tokens]
     assert torch.allclose(torch.tensor(logprobs, dtype=torch.float64), expected[:, None].expand(-1, 2), atol=2e-5)
@@ -239,26 +259,22 @@ def test_draw_from_the_base_alone_equals_pytorchs() -> None:
 
 @pytest.mark.parametrize("model", [0, 1])
 @pytest.mark.parametrize("at", [0, 15, 38, 40])
-def test_one_logit_that_is_not_a_number_leaves_nothing_to_draw_from(model: int, at: int) -> None:
+def test_one_logit_that_is_not_a_number_leaves_nothing_to_draw_from(draw_kernels: Kernels, model: int, at: int) -> None:
     """In the base's or the ARM's logits, also at an id that only the ARM has."""
-    kernels = kernels_for(CPU, torch.float32)
-    assert kernels is not None
     logits = [torch.zeros(1, 39), torch.zeros(1, 41)]
     if at < logits[model].shape[1]:
         logits[model][0, at] = torch.nan
     how, weights = [RowSampling(0, 1.0, 1.0, 0.0, 0.5)], np.ones((1, 2), np.float32)
-    tokens, _ = kernels.draw([[one.data_ptr() for one in logits]], weights, [39, 41], 39, [], how)
+    tokens, _ = draw_kernels.draw([[one.data_ptr() for one in logits]], weights, [39, 41], 39, [], how)
     assert (tokens == [-1]) == any(bool(one.isnan().any()) for one in logits)
 
 
-def test_draw_says_where_there_is_nothing_to_draw_from() -> None:
-    kernels = kernels_for(CPU, torch.float32)
-    assert kernels is not None
+def test_draw_says_where_there_is_nothing_to_draw_from(draw_kernels: Kernels) -> None:
     logits = torch.zeros(3, 40)
     logits[0], logits[2, 7] = torch.nan, torch.inf
     addresses = [[logits.data_ptr() + row * 160] for row in range(3)]
     how = [RowSampling(0, 1.0, 1.0, 0.0, 0.5)] * 3
-    tokens, _ = kernels.draw(addresses, np.ones((3, 1), np.float32), [40], 40, [], how)
+    tokens, _ = draw_kernels.draw(addresses, np.ones((3, 1), np.float32), [40], 40, [], how)
     assert tokens == [-1, 20, -1]
 
 
@@ -313,14 +329,12 @@ def test_float16_and_other_devices_run_on_pytorch() -> None:
 
 
 @pytest.mark.parametrize("vocab", [1, 15, 16, 257, 5000])
-def test_score_equals_pytorchs(vocab: int) -> None:
-    kernels = kernels_for(CPU, torch.float32)
-    assert kernels is not None
+def test_score_equals_pytorchs(draw_kernels: Kernels, vocab: int) -> None:
     padded, tokens = numbers(9, vocab + 3) * 8, [(7 * row) % vocab for row in range(9)]
     padded[:, vocab:] = 1e4  # rows of the head beyond the vocabulary
     if vocab > 1:
         padded[2, (tokens[2] + 1) % vocab] = -torch.inf
     padded[4, tokens[4]] = torch.nan
-    found = torch.tensor(kernels.score(padded[:, :vocab], tokens), dtype=torch.float64)
+    found = torch.tensor(draw_kernels.score(padded[:, :vocab], tokens), dtype=torch.float64)
     expected = padded[:, :vocab].double().log_softmax(1)[range(9), tokens]
     assert torch.allclose(found, expected, atol=1e-5, rtol=1e-6, equal_nan=True)
