@@ -27,12 +27,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt '.[postgres,parquet,gguf]'
 
 FROM python:${PYTHON}-slim
-ARG VARIANT=cpu
-# The kernels for the CPU are compiled for the machine that they run on, by the compiler of the image's own Debian, whose
-# packages are replaced with each fix: a pinned version would soon be gone.
+# Kernels are compiled for the machine that they run on: those for the CPU, and on CUDA what Triton starts its kernels with.
+# The compiler is that of the image's own Debian, whose packages are replaced with each fix: a pinned version would soon be
+# gone.
 # hadolint ignore=DL3008
-RUN if [ "$VARIANT" = cpu ]; then \
-    apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/genarm genarm \
     && install --directory --owner=genarm --mode=700 /var/lib/genarm
 COPY --from=build /opt/genarm /opt/genarm

@@ -1,6 +1,7 @@
 """One set of weights with the adapters that ride on it: a forward pass over rows of several sequences."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -9,14 +10,16 @@ from torch import Tensor, nn
 from models.adapters import LowRank, Segments, attach, detach
 from models.attention import AttentionCache, AttentionStep, ShapeProbe, bytes_per_token
 from models.blocks import BLOCK_SIZE, BlockPool
+from models.devices import running_on
 from models.errors import UnsupportedModelError
 from models.gathered_attention import GatheredCache
+from models.graph_capture import capture_for
 from models.native.attention import NativeCache
 from models.native.kernels import Kernels
 from models.native.modules import use_kernels
 from models.packing import PackedStep, pack
 from models.sequence import Chunk
-from models.static_decode import StaticDecode, capture_for
+from models.static_decode import StaticDecode
 
 
 class Backbone:
@@ -54,7 +57,7 @@ class Backbone:
         self._cache = self._make_cache(probe)
         self._static = None
         if static and not self._is_spread and isinstance(self._cache, GatheredCache):
-            self._static = StaticDecode(self._cache, self._segments, self._run_model, capture_for(self.device))
+            self._static = StaticDecode(self._cache, self._segments, self._run_model, partial(capture_for, self.device))
 
     def _make_cache(self, probe: ShapeProbe) -> AttentionCache:
         if self.kernels is not None and NativeCache.fits(probe.shapes, self.kernels):
@@ -68,6 +71,8 @@ class Backbone:
     def detach(self, adapter: str) -> None:
         """Let an adapter, which no row uses, ride no longer."""
         detach(self.model, adapter)
+        if self._static is not None:
+            self._static.forget(adapter)
 
     def _probe(self) -> ShapeProbe:
         probe = ShapeProbe()
@@ -101,8 +106,9 @@ class Backbone:
             Logits [m, rows of the LM head] in the model's dtype, and the chunks that they belong to, in order: as many
             rows as each chunk wants. The next run may overwrite the logits.
         """
-        found = self._static.run(chunks) if self._static is not None else None
-        logits, wanting = found or self._run_packed(pack(chunks))
+        with running_on(self.device):
+            found = self._static.run(chunks) if self._static is not None else None
+            logits, wanting = found or self._run_packed(pack(chunks))
         for chunk in chunks:
             chunk.stream.cached += chunk.count
         return logits, wanting

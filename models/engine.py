@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 STEPS_TO_GROW = 32
 """After a step that failed, one sequence more runs at once after each so many steps that did not."""
 OUT_OF_MEMORY = "the row does not fit into memory, even alone"
-NOT_FINITE = "the models give no finite logits (NaN or infinity) for this row; their weights may be broken"
+NOT_FINITE = (
+    "the models give no finite logits (NaN or infinity) for this row; their weights may be broken, or their numbers "
+    "too large for float16"
+)
 
 
 @dataclass(frozen=True)
@@ -266,9 +269,9 @@ class Engine:
 
     def _recover(self, plan: Plan, error: Exception) -> None:
         """After a step that failed: run half as many at once, until what cannot run stands alone, and fails alone."""
-        is_short = is_out_of_memory(error)
-        if not is_short and any(is_lost(backbone.device) for backbone in plan.chunks):
+        if any(is_lost(backbone.device) for backbone in plan.chunks):
             raise DeviceLostError(f"the device fails at everything ({first_line(error)})") from error
+        is_short = is_out_of_memory(error)
         running = list(self._scheduler.running)
         self._scheduler.preempt_all()
         self._good_steps = 0

@@ -39,9 +39,7 @@ def guided_scores(base: Tensor, arms: Sequence[ArmLogits], size: int, excluded: 
     """
     scores = base[:, :size].clone()
     for arm in arms:
-        weighted = arm.logits[:, :size] * arm.weights[:, None]
-        # 0 · −inf is not a number; such ids are excluded below, whatever is added to them here.
-        scores.index_add_(0, arm.rows, weighted.nan_to_num_(nan=0.0, neginf=0.0) if excluded is not None else weighted)
+        scores.index_add_(0, arm.rows, arm.logits[:, :size] * arm.weights[:, None])
     if excluded is not None:
         scores[:, excluded] = -torch.inf
     return scores

@@ -28,7 +28,7 @@ def uniform(seed: int, row: int, sample: int, position: int) -> float:
 
 
 def draw(scores: Tensor, sampling: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
-    """Draw one token per row.
+    """Draw one token per row; any token of the vocabulary where a row's scores are not finite.
 
     Args:
         scores: unnormalised log-probabilities, float32 [n, vocab]; not changed.
@@ -104,7 +104,7 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
         uniforms: float64 [n], in [0, 1).
 
     Returns:
-        int64 [n]; the weight of each is above 0.
+        int64 [n]; the weight of each is above 0. In a row with a NaN it is any token.
     """
     padded = torch.nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK))
     blocks = padded.view(padded.shape[0], -1, BLOCK)
@@ -113,11 +113,14 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     block = _first_above(sums, targets)
     before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
     inside = blocks[torch.arange(len(block), device=block.device), block].double().cumsum(dim=1)
-    return block * BLOCK + _first_above(inside, targets - before)
+    return (block * BLOCK + _first_above(inside, targets - before)).clamp_(max=weights.shape[1] - 1)
 
 
 def _first_above(sums: Tensor, targets: Tensor) -> Tensor:
-    """In each row of increasing sums, the first index above the target; past the end (rounding) the last step."""
+    """In each row of increasing sums, the first index above the target; past the end (rounding) the last step.
+
+    NaN is past the end too, even of the last step; on CUDA an index past the end would kill the process.
+    """
     index = torch.searchsorted(sums, targets[:, None], right=True)[:, 0]
     last_step = torch.searchsorted(sums, sums[:, -1:].contiguous())[:, 0]
-    return torch.minimum(index, last_step)
+    return torch.minimum(index, last_step).clamp_(max=sums.shape[1] - 1)

@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from models.adapters import Segments
 from models.attention import AttentionStep
 from models.blocks import BLOCK_SIZE
 from models.errors import first_line
+from models.failures import is_out_of_memory
 from models.gathered_attention import GatheredAttention, GatheredCache, Run, begun_block
+from models.graph_capture import Capture
 from models.packing import Integers
 from models.sequence import Chunk
 
@@ -25,38 +27,14 @@ BATCH_STEP = 16
 MOST_WASTE = 2
 """A step that would gather more than so many times the tokens that its sequences have runs in its own shape instead."""
 MOST_GRAPHS = 64
-WARM_UPS = 2
+
+ILLEGAL_IN_CAPTURES = "captur"
+"""CUDA says "operation not permitted when stream is capturing", or "… due to a previous error during capture"."""
+MOST_FAILED_CAPTURES = 3
+"""In a row: then the model runs without graphs."""
 
 Forward = Callable[[Tensor, Tensor, Tensor, AttentionStep], Tensor]
 """Ids, positions, where logits are wanted (int64 [rows] each) and attention, to logits [rows, rows of the LM head]."""
-Step = Callable[[], Tensor]
-Capture = Callable[[Step], Step]
-
-
-def capture_for(device: torch.device) -> Capture:
-    """How the steps of a backbone are made to run again: as CUDA graphs over one pool, elsewhere by calling them."""
-    if device.type != "cuda":
-        return lambda step: step
-    pool = torch.cuda.graph_pool_handle()
-    return lambda step: _cuda_graph(step, pool)
-
-
-def _cuda_graph(step: Step, pool: Any) -> Step:
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):  # libraries allocate their workspaces at first; the keys written are the same
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # another thread may be loading a model
-        logits = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return logits
-
-    return replay
 
 
 @dataclass(frozen=True)
@@ -72,6 +50,16 @@ class Shape:
     def rows(self) -> int:
         """Rows of the step."""
         return sum(rows for _, rows in self.segments)
+
+    @property
+    def adapters(self) -> list[tuple[str, slice]]:
+        """The rows of each adapter; rows without one are left out."""
+        ends = accumulate(size for _, size in self.segments)
+        return [
+            (adapter, slice(end - size, end))
+            for (adapter, size), end in zip(self.segments, ends, strict=True)
+            if adapter is not None
+        ]
 
 
 def shape_of(chunks: Sequence[Chunk]) -> tuple[Shape, list[Chunk | None]]:
@@ -105,33 +93,29 @@ def _power_of_two(count: int) -> int:
 
 
 class StaticStep:
-    """Memory of one shape, and the step over it."""
+    """Memory of one shape, and the step over it; it owns all that a replay reads beside the model and its cache."""
 
     def __init__(
         self, shape: Shape, cache: GatheredCache, segments: Segments, forward: Forward, capture: Capture
     ) -> None:
-        self._shape = shape
-        self._scratch = cache.scratch
+        self._shape, self._cache, self._segments, self._forward = shape, cache, segments, forward
         rows = shape.rows
         self._host = torch.zeros(rows * (4 + shape.blocks), dtype=torch.int64, pin_memory=cache.device.type == "cuda")
         self._numbers: Integers = self._host.numpy()
         self._static = torch.zeros_like(self._host, device=cache.device)
-        ids, positions, slots, begun = self._static[: 4 * rows].view(4, rows)
-        tables = self._static[4 * rows :].view(rows, shape.blocks)
-        everyone = torch.arange(rows, device=cache.device)
-        layout, first = [], 0
-        for adapter, size in shape.segments:
-            if adapter is not None:
-                layout.append((adapter, slice(first, first + size)))
-            first += size
-
-        def step() -> Tensor:
-            segments.tokens = layout
-            run = Run(slice(0, rows), rows, tables, positions[:, None])
-            return forward(ids, positions, everyone, GatheredAttention(cache, slots, [run], begun))
-
+        self._everyone = torch.arange(rows, device=cache.device)
         self._fill([None] * rows)
-        self._replay = capture(step)
+        self._replay = capture(self._run)
+
+    def _run(self) -> Tensor:
+        """The step, as it is captured: it may read nothing that this object does not keep."""
+        rows = self._shape.rows
+        ids, positions, slots, begun = self._static[: 4 * rows].view(4, rows)
+        tables = self._static[4 * rows :].view(rows, self._shape.blocks)
+        self._segments.tokens = self._shape.adapters
+        run = Run(slice(0, rows), rows, tables, positions[:, None])
+        attention = GatheredAttention(self._cache, slots, [run], begun)
+        return self._forward(ids, positions, self._everyone, attention)
 
     def __call__(self, rows: Sequence[Chunk | None]) -> Tensor:
         """The logits of the rows, padding included, [rows, rows of the LM head]; the next call overwrites them."""
@@ -143,11 +127,11 @@ class StaticStep:
         count = self._shape.rows
         ids, positions, slots, begun = self._numbers[: 4 * count].reshape(4, count)
         tables = self._numbers[4 * count :].reshape(count, self._shape.blocks)
-        begun[:] = self._scratch
+        begun[:] = scratch = self._cache.scratch
         for index, chunk in enumerate(rows):
             if chunk is None:
                 ids[index] = positions[index] = 0
-                slots[index], tables[index] = self._scratch * BLOCK_SIZE, self._scratch
+                slots[index], tables[index] = scratch * BLOCK_SIZE, scratch
                 continue
             stream = chunk.stream
             ids[index], positions[index] = stream.tokens[stream.cached], stream.cached
@@ -161,20 +145,31 @@ class StaticStep:
 
 
 class StaticDecode:
-    """Decode steps of one backbone, by shape; the least recently used are forgotten."""
+    """Decode steps of one backbone, by shape; the least recently used are forgotten.
 
-    def __init__(self, cache: GatheredCache, segments: Segments, forward: Forward, capture: Capture) -> None:
-        self._make: Callable[[Shape], StaticStep] = lambda shape: StaticStep(shape, cache, segments, forward, capture)
+    Args:
+        new_capture: how steps are captured; asked again after all of them have been forgotten.
+    """
+
+    def __init__(
+        self, cache: GatheredCache, segments: Segments, forward: Forward, new_capture: Callable[[], Capture]
+    ) -> None:
+        self._new_capture = new_capture
+        self._capture: Capture | None = None
+        self._make: Callable[[Shape, Capture], StaticStep] = lambda shape, capture: StaticStep(
+            shape, cache, segments, forward, capture
+        )
         self._steps: OrderedDict[Shape, StaticStep] = OrderedDict()
-        self._is_off = False
+        self._failures = 0
+        """Captures that failed since the last one that did not."""
 
     def run(self, chunks: Sequence[Chunk]) -> tuple[Tensor, list[Chunk]] | None:
-        """Run a step of decodes; None where it has no shape worth padding, or the model cannot be captured.
+        """Run a step of decodes; None where it has no shape worth padding, or cannot be captured.
 
         Returns:
             Logits [n, rows of the LM head], which the next step overwrites, and the chunks that they belong to.
         """
-        if self._is_off or any(chunk.count != 1 or chunk.wants != 1 for chunk in chunks):
+        if self._failures >= MOST_FAILED_CAPTURES or any(chunk.count != 1 or chunk.wants != 1 for chunk in chunks):
             return None
         shape, rows = shape_of(chunks)
         if not is_worth_padding(shape, chunks) or (step := self._step(shape)) is None:
@@ -184,19 +179,36 @@ class StaticDecode:
         wanting = [chunk for chunk in rows if chunk is not None]
         return logits[torch.tensor(real, device=logits.device)] if is_padded_inside else logits[: len(real)], wanting
 
+    def forget(self, adapter: str) -> None:
+        """Forget the steps of an adapter that is detached, with their memory."""
+        for shape in [shape for shape in self._steps if any(name == adapter for name, _ in shape.segments)]:
+            del self._steps[shape]
+        if not self._steps:
+            self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._steps.clear()
+        self._capture = None  # the memory of its graphs may be gone
+
     def _step(self, shape: Shape) -> StaticStep | None:
         if (step := self._steps.get(shape)) is None:
+            self._capture = self._capture or self._new_capture()
             try:
-                step = self._steps[shape] = self._make(shape)
-            except torch.OutOfMemoryError:
-                self._steps.clear()  # graphs hold memory of their own
-                raise
-            except RuntimeError as error:
-                log.warning("decoding without CUDA graphs: the model cannot be captured (%s)", first_line(error))
-                self._is_off = True
-                self._steps.clear()
+                step = self._steps[shape] = self._make(shape, self._capture)
+            except Exception as error:
+                self._forget_all()  # graphs hold memory of their own
+                if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+                    raise
+                self._note_failure(error)
                 return None
+            self._failures = 0
             if len(self._steps) > MOST_GRAPHS:
                 self._steps.popitem(last=False)
         self._steps.move_to_end(shape)
         return step
+
+    def _note_failure(self, error: RuntimeError) -> None:
+        self._failures = MOST_FAILED_CAPTURES if ILLEGAL_IN_CAPTURES in str(error) else self._failures + 1
+        is_off = self._failures >= MOST_FAILED_CAPTURES
+        what = "decoding without CUDA graphs: the model" if is_off else "this step runs without CUDA graphs: it"
+        log.warning("%s cannot be captured (%s)", what, first_line(error))

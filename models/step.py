@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -181,13 +182,20 @@ def _draw_with_torch(
         arms.append(ArmLogits(everyone, arm_logits, weights))
     scores = guided_scores(base, arms, guided.shared_size, guided.excluded)
     tokens = draw(scores, [sequence.sampling for sequence in sequences], _uniforms(sequences))
-    is_finite = scores.amax(dim=1).isfinite()
-    columns = [torch.where(is_finite, tokens, -1), logprobs_of(scores, tokens), logprobs_of(base, tokens)]
-    columns += [logprobs_of(arm.logits, tokens) for arm in arms]
-    reported = torch.stack([column.double() for column in columns], dim=1)
+    logprobs = [logprobs_of(one, tokens) for one in (scores, base, *(arm.logits for arm in arms))]
+    reported = torch.stack([column.double() for column in (scores.amax(dim=1), tokens, *logprobs)], dim=1)
 
     def take(numbers: list[float]) -> None:
-        rows = [numbers[first : first + len(columns)] for first in range(0, len(numbers), len(columns))]
-        drawn.extend(_drawn(sequences, [int(token) for token, *_ in rows], [logprobs for _, *logprobs in rows]))
+        width = reported.shape[1]
+        rows = [numbers[first : first + width] for first in range(0, len(numbers), width)]
+        drawn.extend(_drawn(sequences, [_token(row) for row in rows], [row[2:] for row in rows]))
 
     return Pending(reported, take)
+
+
+def _token(row: Sequence[float]) -> int:
+    """The token of a row with the maximum of its scores, the token, and log-probabilities; −1 where any is not finite.
+
+    A model's log-probability is no number where one of its logits is none, or infinite, also at ids that are excluded.
+    """
+    return int(row[1]) if all(map(isfinite, row)) else -1

@@ -15,7 +15,7 @@ import torch
 from models.adapter_files import read_updates
 from models.backbone import Backbone
 from models.errors import DeviceLostError, ModelMemoryError, ModelsError, SpecError, first_line
-from models.failures import is_lost
+from models.failures import is_lost, is_out_of_memory
 from models.fitting import kv_bytes_per_token
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, DeviceMap, describe, load_weights
@@ -41,7 +41,9 @@ class Placement:
 
     @classmethod
     def choose(cls, device: str, dtype: str) -> "Placement":
-        """Resolve `auto`: CUDA where present, and bfloat16 where the device supports it.
+        """Resolve `auto`: CUDA where present, and bfloat16 where the device computes in it, else float32.
+
+        float16 is never chosen: it has too small a range for models that were trained in bfloat16.
 
         Raises:
             SpecError: the device or dtype has no such name, or the device is not there.
@@ -63,7 +65,8 @@ class Placement:
 
 def _supports_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -150,11 +153,16 @@ class Zoo:
         except ModelsError:
             raise
         except Exception as error:
-            log.exception("the models of a job cannot be loaded")
             what = f"{type(error).__name__}: {first_line(error)}"
             with self._running:
                 if is_lost(Placement.choose(self._device, self._dtype).device):
                     raise DeviceLostError(f"the device fails at everything ({what})") from error
+            if is_out_of_memory(error):
+                raise ModelMemoryError(
+                    f"{spec.base} and its ARMs: there is no memory for them and their KV caches ({what}): stop what "
+                    "else uses the device, or lower GENARM_MODEL_MEMORY_BYTES or GENARM_KV_CACHE_BYTES"
+                ) from None
+            log.exception("the models of a job cannot be loaded")
             raise ModelsError(f"{spec.base} and its ARMs cannot be loaded ({what}); the log says where") from error
 
     def _load(self, spec: GenerationSpec, give_up: GiveUp | None) -> GuidedModel:
@@ -282,14 +290,8 @@ class Zoo:
         kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
         static = placement.device.type == "cuda" if self._static_decode is None else self._static_decode
         ref = description.backbone.ref
-        try:
-            model = load_weights(description, placement.dtype, placement.device, self._device_map)
-            return Backbone(model, ref, cache_bytes, kernels, static)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise ModelMemoryError(
-                f"{ref}: there is no memory for it and its KV cache of {cache_bytes} bytes ({first_line(error)}): stop "
-                "what else uses the device, or lower GENARM_MODEL_MEMORY_BYTES or GENARM_KV_CACHE_BYTES"
-            ) from None
+        model = load_weights(description, placement.dtype, placement.device, self._device_map)
+        return Backbone(model, ref, cache_bytes, kernels, static)
 
     def _attached(self, description: Description, backbone: Backbone) -> tuple[Attached, int]:
         """An adapter, attached to its backbone under a name that no other ever had there, and its bytes."""

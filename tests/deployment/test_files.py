@@ -163,6 +163,13 @@ def test_the_dockerfile_has_nothing_that_hadolint_warns_of():
     assert "DL3008" in {code for code, _ in hadolint(text.replace("# hadolint ignore=DL3008\n", ""))}
 
 
+def test_both_images_have_a_compiler():
+    """For the kernels on the CPU; on CUDA Triton compiles what starts its kernels. So it is asked of no variant."""
+    image = Path("Dockerfile").read_text().split("FROM ")[-1]
+    assert re.search(r"^RUN apt-get update && apt-get install .* gcc libc6-dev ", image, re.MULTILINE)
+    assert "VARIANT" not in image
+
+
 def installed_with(requirement, pins):
     """The names of all that a requirement brings along here; each must be installed as it is pinned."""
     seen, waiting = set(), [(requirement, "")]

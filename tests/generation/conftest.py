@@ -1,6 +1,7 @@
 """An engine over tiny models, and the plain loop to compare it with."""
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def static_decode() -> bool:
 
 
 @pytest.fixture
-def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+def taped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tape]]:
     """Let static steps replay what they did first, as a CUDA graph does; the list has a tape for each shape."""
     tapes: list[Tape] = []
 
@@ -40,7 +41,9 @@ def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
         return tapes[-1]
 
     monkeypatch.setattr("models.backbone.capture_for", lambda device: capture)
-    return tapes
+    gc.freeze()  # tapes collect garbage: what there was before is none
+    yield tapes
+    gc.unfreeze()
 
 
 @pytest.fixture

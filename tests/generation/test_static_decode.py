@@ -16,7 +16,7 @@ from models.sequence import Chunk
 from models.spec import GenerationSpec, PromptRow
 from models.static_decode import Shape, is_worth_padding, shape_of
 from tests.fundamentals.test_kernels import streams_of
-from tests.tiny_models import make_adapter, make_model, spec_of
+from tests.tiny_models import FAMILIES, make_adapter, make_model, spec_of
 
 ROWS = [{"prompt": f"row {'x' * (2 * index)}", "sampling": {"max_new_tokens": 8 + 3 * index}} for index in range(7)]
 TO_THE_HOST = {
@@ -36,10 +36,13 @@ def static_decode() -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+TARGETS = {"gpt2": ["c_attn"], "gpt_neox": ["query_key_value"]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_decodes_are_replayed_and_change_no_token(tmp_path: Path, generate: Any, taped: Any, family: str) -> None:
     base = make_model(tmp_path / "base", family, seed=1)
-    adapter = make_adapter(tmp_path / "own", base, seed=2, targets=["c_attn"] if family == "gpt2" else None)
+    adapter = make_adapter(tmp_path / "own", base, seed=2, targets=TARGETS.get(family))
     arms = (("own", adapter, 0.7), ("other", make_model(tmp_path / "other", seed=3), 0.5))
     spec = spec_of(base, *arms, temperature=1.0, ignore_eos=True, samples=2)
     expected = generate(spec, ROWS, static_decode=False)
