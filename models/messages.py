@@ -5,6 +5,8 @@ from typing import Any
 
 WITHOUT_EFFECT = ("id", "status")
 """Of a message that an SDK got as a response."""
+DEEPEST = 8
+"""Objects inside of each other that are looked into."""
 
 
 def plain_message(message: Any) -> Any:
@@ -31,10 +33,10 @@ def plain_message(message: Any) -> Any:
     return fields
 
 
-def _says(value: Any) -> bool:
+def _says(value: Any, depth: int = 0) -> bool:
     """Whether a value asks for something: not null, False, or text, a list or an object without anything in it."""
     if isinstance(value, Mapping):
-        return any(map(_says, value.values()))
+        return depth >= DEEPEST or any(_says(item, depth + 1) for item in value.values())
     return value is not None and value is not False and value not in ("", [], ())
 
 

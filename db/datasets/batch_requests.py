@@ -51,6 +51,8 @@ NEUTRAL_AT: dict[str, dict[str, tuple[Any, ...]]] = {
 """The same, where an endpoint decides what asks for nothing."""
 OFF = {"top_k": -1}
 """Values that turn a field of ours off, which is 0 with us."""
+DEEPEST = 8
+"""Objects inside of each other that are looked into."""
 OF_THE_ROW = ("weights", "chat_template_kwargs")
 
 
@@ -97,7 +99,7 @@ def from_batch_request(row: Mapping[str, Any], samples: int) -> dict[str, Any]:
 
 def _endpoint(row: Mapping[str, Any]) -> str:
     if str(row.get("method") or "POST").upper() != "POST":
-        raise DatasetError(f"the request has the method {row['method']!r}; batch requests have POST")
+        raise DatasetError(f"the request has the method {_shown(row['method'])}; batch requests have POST")
     url = row.get("url")
     if url is None:
         return _endpoints_of(row["body"])[0]
@@ -108,14 +110,18 @@ def _endpoint(row: Mapping[str, Any]) -> str:
     for endpoint in ENDPOINTS:
         if path.endswith(endpoint.removeprefix("/v1")):
             return endpoint
-    raise DatasetError(f"the request is for {url!r}, which is no endpoint of genarm (it has: {', '.join(ENDPOINTS)})")
+    raise DatasetError(
+        f"the request is for {_shown(url)}, which is no endpoint of genarm (it has: {', '.join(ENDPOINTS)})"
+    )
 
 
 def _require_samples(body: dict[str, Any], endpoint: str, samples: int) -> None:
     """Take the number of completions out of a body; make sure that it is the job's."""
     asked = body.pop("n", 1 if endpoint == RESPONSES else samples)
     if asked != samples:
-        raise DatasetError(f"asks for n = {asked}, the job makes {samples} per row; give it --samples {asked}")
+        raise DatasetError(
+            f"asks for n = {_shown(asked)}, the job makes {samples} per row; give it --samples {_shown(asked)}"
+        )
     if body.get("best_of") == samples:
         del body["best_of"]
 
@@ -141,7 +147,7 @@ def _rename_length(body: dict[str, Any]) -> None:
         if name in body:
             asked = body.pop(name)
             if body.setdefault("max_new_tokens", asked) != asked:
-                raise DatasetError(f"asks for two lengths, one of them {name} = {asked}; keep one")
+                raise DatasetError(f"asks for two lengths, one of them {name} = {_shown(asked)}; keep one")
 
 
 def asked_for(sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,8 +160,12 @@ def asked_for(sampling: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_empty(value: Any) -> bool:
+def is_empty(value: Any, depth: int = 0) -> bool:
     """Whether a value says nothing: null, or text, a list or an object without anything in it."""
     if isinstance(value, dict):
-        return all(map(is_empty, value.values()))
+        return depth < DEEPEST and all(is_empty(item, depth + 1) for item in value.values())
     return value is None or value in ("", [])
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:100]

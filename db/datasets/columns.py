@@ -101,6 +101,7 @@ class Columns:
             raise DatasetError(
                 f"has no {self._wanted} {columns}; "
                 "name one with --prompt-column or --messages-column, or make prompts with --template"
+                + _hint_of_a_list_inside(rows)
             )
         if not any(isinstance(row.get("prompt"), str) or isinstance(row.get("messages"), list) for row in renamed):
             raise DatasetError(
@@ -127,6 +128,16 @@ class Columns:
         if self.template is not None:
             return f"row with all of the template's columns {', '.join(map(repr, self.template.columns))}"
         return _value_of(self.prompt or self.messages, "prompt", "messages")
+
+
+def _hint_of_a_list_inside(rows: list[dict[str, Any]]) -> str:
+    """For a file that is one object with its rows in a field."""
+    if len(rows) > 1:
+        return ""
+    inside = [
+        name for name, value in rows[0].items() if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    return f"; if its rows are in {inside[0]!r}, give that list as a file of its own" if inside else ""
 
 
 def _shown(column: str) -> str:
@@ -169,9 +180,16 @@ def new_rows(
         columns.require(row for _, row in beginning)
     except DatasetError as error:
         raise DatasetError(f"{source}: {error}") from None
-    renamed = ((place, columns.row(row)) for place, row in chain(beginning, placed))
-    found = (NewRow(_custom_id(row), row, f"{source}, {place}") for place, row in renamed)
+    found = (_new_row(row, columns, f"{source}, {place}") for place, row in chain(beginning, placed))
     return _unique(found) if has_unique_ids else found
+
+
+def _new_row(row: dict[str, Any], columns: Columns, place: str) -> NewRow:
+    try:
+        renamed = columns.row(row)
+        return NewRow(_custom_id(renamed), renamed, place)
+    except RecursionError:
+        raise DatasetError(f"{place}: is nested too deeply") from None
 
 
 def _unpacked(rows: Iterable[PlacedRow], source: str, samples: int) -> Iterator[PlacedRow]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from db.datasets.json_rows import PlacedRow
-from db.datasets.streams import LONGEST_LINE_BYTES, text_lines
+from db.datasets.streams import BUFFER_BYTES, LONGEST_LINE_BYTES, text_lines
 from db.errors import DatasetError
 
 QUOTED = re.compile(r'"[^"]*"?')
@@ -34,9 +34,10 @@ def read_csv(source: str, separator: str | None = None) -> Iterator[PlacedRow]:
         separator = said[1]
         more, header_line = _first_line(lines)
         skipped += more + 1
+    first_lines = _whole_header(header_line, lines)
     if separator is None:
-        separator = _separator_of(header_line, source)
-    reader = csv.reader(chain([header_line], lines), strict=True, delimiter=separator)
+        separator = _separator_of("".join(first_lines), source)
+    reader = csv.reader(chain(first_lines, lines), strict=True, delimiter=separator)
     begins = skipped + 1
     try:
         header = _names(next(reader, []), f"{source}, line {begins}")
@@ -67,6 +68,15 @@ def _first_line(lines: Iterator[str]) -> tuple[int, str]:
             return blank, line
         blank += 1
     return blank, ""
+
+
+def _whole_header(first: str, lines: Iterator[str]) -> list[str]:
+    """The lines of a header, whose names may go on over lines inside of quotes."""
+    header, quotes, size = [first], first.count('"'), len(first)
+    while quotes % 2 and size < BUFFER_BYTES and (line := next(lines, "")):
+        header.append(line)
+        quotes, size = quotes + line.count('"'), size + len(line)
+    return header
 
 
 def _separator_of(header: str, source: str) -> str:

@@ -74,7 +74,10 @@ def _objects(source: str, values: "_Values") -> Iterator[PlacedRow]:
 def _checked(source: str, place: str, value: Any, may_have_nan: bool) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DatasetError(f"{source}, {place}: is not a JSON object")
-    return json_row(value) if may_have_nan else value
+    try:
+        return json_row(value) if may_have_nan else value
+    except RecursionError:
+        raise DatasetError(f"{source}, {place}: is nested too deeply") from None
 
 
 def _refuse(source: str, line: int, error: Exception) -> NoReturn:

@@ -152,6 +152,20 @@ def test_the_separator_of_a_tsv_is_the_tab_and_excel_may_say_it(tmp_path):
         next(rows)
 
 
+def test_the_separator_is_seen_behind_a_name_of_two_lines(tmp_path):
+    (tmp_path / "rows.csv").write_text('"a, or\nb";prompt\n1;c\n')
+    assert list(placed_rows(DatasetSource(str(tmp_path / "rows.csv")))) == [
+        ("line 3", {"a, or\nb": "1", "prompt": "c"})
+    ]
+
+
+@pytest.mark.parametrize("content", ["NaN", "[" * 500 + "]" * 500])
+def test_what_is_nested_deeply_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "x": [NaN, ' + "[" * 500 + content + "]" * 500 + "]}")
+    with pytest.raises(DatasetError, match="line 1: is n"):
+        read(tmp_path / "rows.jsonl")
+
+
 def test_columns_without_a_name_at_the_end_are_empty_or_refused(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes(b"\r\nid,prompt,,\r\n1,hello,,\r\n2,short\r\n,,,\r\n")

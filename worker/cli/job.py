@@ -13,7 +13,7 @@ from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.export import export_job
 from worker.cli.following import changes, exit_code, follow, summary
-from worker.cli.options import generation_options, job_id_argument, json_option, submission_of
+from worker.cli.options import generation_options, input_argument, job_id_argument, json_option, submission_of
 from worker.cli.report import report_job
 from worker.cli.scatter import BEST, scatter
 from worker.cli.served import base_of, is_served, note_if_unserved, remedy
@@ -37,7 +37,7 @@ def job() -> None:
 
 
 @job.command("submit")
-@click.argument("source", metavar="INPUT")
+@input_argument
 @generation_options
 @json_option
 def submit_job(source: str, as_json: bool, **options: Any) -> None:

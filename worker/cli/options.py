@@ -31,6 +31,17 @@ def _with_weights(
     return weighted
 
 
+def _one_input(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> str:
+    """The shell puts the files that a pattern stands for in its place."""
+    if len(names) > 1:
+        raise click.UsageError(
+            f"INPUT is one file, folder or pattern, and here are {len(names)} (the second: {names[1]}); "
+            "write a pattern of files in quotes: 'data/*.jsonl'"
+        )
+    return names[0]
+
+
+input_argument = click.argument("source", metavar="INPUT", nargs=-1, required=True, callback=_one_input)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 

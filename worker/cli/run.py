@@ -14,7 +14,7 @@ from worker.cli.errors import Exit
 from worker.cli.export import choice_options, export_of, output_options, write_export
 from worker.cli.following import exit_code, follow, summary
 from worker.cli.job import facts
-from worker.cli.options import generation_options, json_option, submission_of
+from worker.cli.options import generation_options, input_argument, json_option, submission_of
 from worker.cli.waiting import announce_if_possible, insist, redis_check
 from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
@@ -23,7 +23,7 @@ from worker.submission import Submission, submit
 
 
 @click.command()
-@click.argument("source", metavar="INPUT")
+@input_argument
 @output_options("--output-format")
 @choice_options
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")

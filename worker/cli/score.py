@@ -6,14 +6,14 @@ from typing import Any
 import click
 
 from worker.cli.export import output_options
-from worker.cli.options import absolute, arms_of, dataset_of, job_options, json_option
+from worker.cli.options import absolute, arms_of, dataset_of, input_argument, job_options, json_option
 from worker.cli.run import run_to_file
 from worker.scoring import KIND
 from worker.submission import Submission
 
 
 @click.command()
-@click.argument("source", metavar="INPUT")
+@input_argument
 @output_options("--output-format")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @click.option("--arm", "arms", multiple=True, required=True, metavar="[NAME=]REF", help="An ARM. Repeatable.")
