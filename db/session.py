@@ -5,62 +5,46 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import DBAPIError
 
-from db.errors import DatabaseUnreachableError, DbError, SchemaOutdatedError
+from db.complaints import OUTDATED_REMEDY, complaint
+from db.errors import DbError, SchemaOutdatedError
 from db.storable import storable_json
+from db.urls import connection_parameters, parse_url, redacted_url
 
 Ledger: TypeAlias = sa.Engine
 """What the functions of this package take first; `connect` gives it."""
 
 BUSY_SECONDS = 30
 """SQLite waits so long for another writer."""
-CONNECT_SECONDS = 10
+CONNECTION_DEFAULTS = {"connect_timeout": 10}
+CONNECTION_RULES = {"client_encoding": "UTF8", "prepare_threshold": None}
+"""Whatever the URL, PGCLIENTENCODING or the role say: text is UTF-8, and PgBouncer finds no prepared statements."""
+ENCODING = "UTF8"
 PAGE_BYTES = 16384
 """Arrays of token rewards are long: fewer overflow pages make the file 40 % smaller."""
-OUTDATED_REMEDY = "run `genarm db upgrade`"
 READ_ONLY = "genarm_read_only"
 
 
-def connect(url: str) -> Ledger:
+def connect(url: str | sa.URL) -> Ledger:
     """An engine for a database URL; nothing is opened yet.
 
     Args:
-        url: `sqlite:///PATH`, or `postgresql://USER:PASSWORD@HOST/NAME`.
+        url: as `db.urls.parse_url` takes or gives it.
 
     Raises:
         DbError: the URL is none, or names a database that genarm does not know; the message holds no password.
     """
-    parsed = _parsed(url)
-    try:
-        if parsed.get_backend_name() == "sqlite":
-            return _connect_sqlite(parsed)
-        return sa.create_engine(
-            parsed,
-            pool_pre_ping=True,
-            json_serializer=storable_json,
-            hide_parameters=True,  # errors are logged, and parameters are people's prompts and completions
-            connect_args={"connect_timeout": CONNECT_SECONDS, "prepare_threshold": None},
-        )
-    except (ImportError, NoSuchModuleError):
-        raise DbError("PostgreSQL needs its driver: pip install 'genarm[postgres]'") from None
-
-
-def _parsed(url: str) -> sa.URL:
-    try:
-        parsed = sa.make_url(url)
-        backend = parsed.get_backend_name()
-    except (ArgumentError, NoSuchModuleError, ValueError):
-        raise DbError(
-            "the database URL is not one; use sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
-        ) from None
-    if backend in {"postgres", "postgresql"}:
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
-            raise DbError("a SQLite database must be a file, which workers can share: sqlite:///PATH")
-        return parsed.set(drivername="sqlite")
-    raise DbError(f"the database is {backend!r}; genarm knows SQLite and PostgreSQL")
+    parsed = parse_url(url) if isinstance(url, str) else url
+    if parsed.get_backend_name() == "sqlite":
+        return _connect_sqlite(parsed)
+    return sa.create_engine(
+        parsed,
+        pool_pre_ping=True,
+        json_serializer=storable_json,
+        hide_parameters=True,  # errors are logged, and parameters are people's prompts and completions
+        connect_args=CONNECTION_DEFAULTS | connection_parameters(parsed) | CONNECTION_RULES,
+    )
 
 
 def _connect_sqlite(url: sa.URL) -> Ledger:
@@ -121,42 +105,45 @@ def _our_errors(ledger: Ledger) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        reason = (str(error.orig).strip().splitlines() or [type(error.orig).__name__])[0]
-        if _lacks_schema(error, reason):
-            raise SchemaOutdatedError(
-                f"the database at {redacted(ledger)} lacks a table or column: {OUTDATED_REMEDY}"
-            ) from error
-        if error.connection_invalidated or isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
-            what = "is not trusted" if _is_about_trust(reason) else "does not answer"
-            raise DatabaseUnreachableError(f"the database at {redacted(ledger)} {what}: {reason}") from error
-        raise
-
-
-def _is_about_trust(reason: str) -> bool:
-    """Whether libpq refused the server: another CA, or a certificate of another host."""
-    return "certificate" in reason
-
-
-def _lacks_schema(error: DBAPIError, reason: str) -> bool:
-    code = getattr(error.orig, "sqlstate", None)
-    return code in {"42P01", "42703"} or reason.startswith(("no such table", "no such column"))
+        if (ours := complaint(ledger.url, error)) is None:
+            raise
+        raise ours from error
 
 
 def redacted(ledger: Ledger | str) -> str:
     """The database's URL without its password."""
-    url = _parsed(ledger) if isinstance(ledger, str) else ledger.url
-    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    return redacted_url(parse_url(ledger) if isinstance(ledger, str) else ledger.url)
+
+
+def check_encoding(ledger: Ledger) -> None:
+    """Make sure that the database can store every text: PostgreSQL's encoding is fixed when a database is made.
+
+    Raises:
+        DbError: it is another than UTF8.
+        DatabaseUnreachableError: it does not answer.
+    """
+    if ledger.dialect.name != "postgresql":
+        return
+    with reading(ledger) as connection:
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != ENCODING:
+        raise DbError(
+            f"the database at {redacted(ledger)} has the encoding {encoding}, which cannot store every text; make "
+            f"another with: createdb --encoding=UTF8 --locale=C --template=template0 NAME"
+        )
 
 
 def check_schema(ledger: Ledger) -> None:
-    """Make sure that the database has this version's schema.
+    """Make sure that the database has this version's schema, and an encoding that can store every text.
 
     Raises:
         SchemaOutdatedError: it has another, or none.
+        DbError: the encoding is another than UTF8.
         DatabaseUnreachableError: it does not answer.
     """
     from db.migrations import runner
 
+    check_encoding(ledger)
     current, head = runner.current(ledger), runner.head()
     if current == head:
         return

@@ -19,14 +19,30 @@ from worker.service import Service
 from worker.settings import Settings
 
 
+class App(Celery):  # type: ignore[misc]
+    """A Celery app whose broker is the one of its settings, whatever CELERY_BROKER_URL says."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._broker_url = settings.broker.url
+        super().__init__("genarm", broker=self._broker_url, set_as_current=False)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """A connection for what takes messages."""
+        return super().connection_for_read(url or self._broker_url, **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """A connection for what sends messages."""
+        return super().connection_for_write(url or self._broker_url, **options)
+
+
 def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) -> Celery:
     """The Celery app: publishes, and in a worker runs shards. `app.service` holds the worker's parts."""
     transport.install()
-    app = Celery("genarm", broker=settings.effective_broker_url, set_as_current=False)
+    app = App(settings)
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_transport_options=TRANSPORT_OPTIONS,
+        broker_transport_options=TRANSPORT_OPTIONS | settings.broker.options,
         # Those of its bases, or the common one; only JSON; no results: the ledger has them.
         task_default_queue=transport.QUEUE,
         task_queues=[Queue(transport.queue_of_base(base)) for base in settings.bases] or [Queue(transport.QUEUE)],

@@ -7,7 +7,8 @@ from typing import Any
 
 from kombu import Connection
 from kombu.exceptions import OperationalError
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.sentinel import MasterNotFoundError
 
 from worker.errors import BrokerUnreachableError
 
@@ -39,8 +40,8 @@ def reaching(connection: Connection) -> Iterator[Any]:
 
 def unreachable(connection: Connection, error: Exception) -> BrokerUnreachableError:
     """The error for the user, in one line and without a password."""
-    where = f"Redis at {connection.as_uri()}"
-    for cause in _causes(error):
+    where, causes = f"Redis at {connection.as_uri()}", list(_causes(error))
+    for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return BrokerUnreachableError(
                 f"{where} is not trusted: {cause.verify_message}; check ssl_ca_certs and the host in GENARM_BROKER_URL"
@@ -49,7 +50,14 @@ def unreachable(connection: Connection, error: Exception) -> BrokerUnreachableEr
             return BrokerUnreachableError(f"{where} does not speak TLS as this side does ({cause.reason})")
         if isinstance(cause, AuthenticationError):
             return BrokerUnreachableError(f"{where} refuses the user or the password of GENARM_BROKER_URL")
-    return BrokerUnreachableError(f"{where} does not answer ({type(error).__name__}); is it running?")
+        if isinstance(cause, MasterNotFoundError):
+            return BrokerUnreachableError(
+                f"{where}: no Sentinel names such a master; check that they run, master_name and sentinel_password"
+            )
+        if isinstance(cause, ResponseError):
+            return BrokerUnreachableError(f"{where} refuses: {cause}; check GENARM_BROKER_URL and the user's rights")
+    reason = next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
+    return BrokerUnreachableError(f"{where} does not answer ({reason or type(error).__name__}); is it running?")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

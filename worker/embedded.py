@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.errors import RedisStartError, WorkerDiedError
+from worker.home import make_home
 from worker.settings import Settings
 
 REDIS_START_SECONDS = 15.0
@@ -37,11 +38,12 @@ def redis_server(settings: Settings) -> Iterator[None]:
 
     Raises:
         RedisStartError: there is no redis-server to start, or it does not come up.
+        HomeError: the home folder cannot be made.
     """
     if not settings.broker_is_embedded:
         yield
         return
-    settings.home.mkdir(parents=True, exist_ok=True)
+    make_home(settings.home)
     with (settings.home / "redis.users").open("w") as users:
         with _locked(settings.home / "redis.lock"):
             if not _answers(settings.redis_socket):
@@ -180,7 +182,7 @@ class WorkerProcess:
     """A worker in a process of its own, that ends with this one; it logs to `home/worker.log`."""
 
     def __init__(self, settings: Settings, command: Sequence[str] = WORKER_COMMAND) -> None:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
         self.log = settings.home / "worker.log"
         self._stop_seconds = settings.grace_seconds + STOP_MARGIN_SECONDS
         self._ready, ready_for_child = os.pipe()

@@ -17,6 +17,10 @@ class RedisStartError(ServiceError):
     """The embedded redis-server could not be started."""
 
 
+class HomeError(ServiceError):
+    """The home folder cannot be made, or nothing can be written there."""
+
+
 class WorkerDiedError(ServiceError):
     """The worker process that this process started has ended by itself."""
 

@@ -3,6 +3,7 @@
 import db.session
 from db.migrations import runner
 from db.session import Ledger
+from worker.home import make_home
 from worker.settings import Settings
 
 
@@ -16,10 +17,11 @@ def open_ledger(settings: Settings) -> Ledger:
 
     Raises:
         DatabaseUnreachableError: it does not answer.
+        HomeError: the home folder of the embedded one cannot be made.
         SchemaOutdatedError: its schema is not the one of this version, and it is not embedded.
     """
     if settings.database_is_embedded:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
     ledger = db.session.connect(settings.effective_database_url)
     if settings.database_is_embedded:
         runner.upgrade(ledger)

@@ -82,9 +82,10 @@ def _now(client: Any) -> float:
 
 def look_once(settings: Settings) -> Serving | None:
     """What workers have said, for a process that is none; None where Redis does not answer."""
+    broker = settings.broker
     try:
         with (
-            Connection(settings.effective_broker_url, transport_options=TRANSPORT_OPTIONS) as connection,
+            Connection(broker.url, transport_options=TRANSPORT_OPTIONS | broker.options) as connection,
             reaching(connection) as client,
         ):
             return look(client)

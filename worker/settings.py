@@ -3,15 +3,23 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from db.errors import DbError
+from db.urls import DatabaseUrl, parse_url, sqlite_url
+from worker.broker_url import Broker, parse_broker_url, socket_broker
 
 ENV_PREFIX = "GENARM_"
 SECRETS_FOLDER = "/run/secrets"
 """A container's secrets: a file genarm_database_url there stands for GENARM_DATABASE_URL, which goes first."""
+OF_COMPOSE = frozenset({"VERSION", "REGISTRY", "MODELS"})
+"""Variables that compose.yaml reads, and no program."""
 LONGEST_SOCKET_PATH = 100
 """Bytes; the kernel allows 107, and redis-server writes a temporary name beside the socket."""
 
@@ -19,13 +27,15 @@ LONGEST_SOCKET_PATH = 100
 class Settings(BaseSettings):
     """What the environment says (GENARM_HOME, GENARM_DATABASE_URL, …); every field has a default.
 
-    Without a database and a broker URL the service is *embedded*: SQLite and a redis-server of its own under `home`.
+    A variable that is empty counts as unset. Without a database and a broker URL the service is *embedded*: SQLite and
+    a redis-server of its own under `home`.
     """
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         frozen=True,
         extra="ignore",
+        hide_input_in_errors=True,
         secrets_dir=SECRETS_FOLDER if Path(SECRETS_FOLDER).is_dir() else None,
     )
 
@@ -33,11 +43,13 @@ class Settings(BaseSettings):
         Path(".genarm"), description="Folder for what genarm keeps: the embedded database, converted models, logs."
     )
     database_url: SecretStr | None = Field(
-        None, description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME; unset: SQLite in the home folder."
+        None,
+        description="sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME, with the options of libpq; "
+        "unset: SQLite in the home folder.",
     )
     broker_url: SecretStr | None = Field(
         None,
-        description="redis://, rediss:// (TLS), sentinel:// or redis+socket:// URL; unset: a redis-server of its own.",
+        description="redis://, rediss:// (TLS), unix:// or sentinel:// URL; unset: a redis-server of its own.",
     )
     device: str = Field("auto", description="Where models run: auto (CUDA where present), cpu, cuda or cuda:N.")
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
@@ -105,6 +117,12 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = Field("console", description="Lines for people, or JSON objects.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        """Compose's ${NAME:-} and .env files leave variables that are there and empty."""
+        return {name: value for name, value in values.items() if not (isinstance(value, str) and not value.strip())}
+
     @field_validator("bases", mode="before")
     @classmethod
     def _listed(cls, bases: Any) -> Any:
@@ -117,6 +135,21 @@ class Settings(BaseSettings):
             return home.expanduser().absolute()
         except RuntimeError:
             raise ValueError(f"there is no user {home.parts[0]}") from None
+        except OSError:
+            raise ValueError("the current folder is gone; name a folder from the root") from None
+
+    @field_validator("database_url")
+    @classmethod
+    def _usable_database(cls, url: SecretStr | None) -> SecretStr | None:
+        try:
+            return None if url is None else _checked(url, parse_url)
+        except DbError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("broker_url")
+    @classmethod
+    def _usable_broker(cls, url: SecretStr | None) -> SecretStr | None:
+        return None if url is None else _checked(url, parse_broker_url)
 
     @property
     def database_is_embedded(self) -> bool:
@@ -139,24 +172,24 @@ class Settings(BaseSettings):
         return self.home / "genarm.db"
 
     @property
-    def effective_database_url(self) -> str:
+    def effective_database_url(self) -> DatabaseUrl:
         """The database to use; may hold a password."""
         if self.database_url is None:
-            return f"sqlite:///{self.embedded_database}"
-        return self.database_url.get_secret_value()
+            return sqlite_url(self.embedded_database)
+        return parse_url(self.database_url.get_secret_value())
 
     @property
-    def effective_broker_url(self) -> str:
-        """The broker to use; may hold a password."""
+    def broker(self) -> Broker:
+        """The Redis to use; may hold a password."""
         if self.broker_url is None:
-            return f"redis+socket://{self.redis_socket}"
-        return ";".join(map(_verified, self.broker_url.get_secret_value().split(";")))
+            return socket_broker(self.redis_socket)
+        return parse_broker_url(self.broker_url.get_secret_value())
 
     @property
     def redis_socket(self) -> Path:
-        """The socket of the embedded redis-server: in `home`, or in a short folder where that path is too long."""
+        """The socket of the embedded redis-server: in `home`, or in a short folder where that path is none for it."""
         socket = self.home / "redis.sock"
-        if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH:
+        if len(os.fsencode(socket)) <= LONGEST_SOCKET_PATH and str(socket).isprintable():
             return socket
         digest = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"genarm-{os.getuid()}-{digest}" / "redis.sock"
@@ -171,13 +204,32 @@ class Settings(BaseSettings):
             elif isinstance(value, tuple):
                 value = ",".join(value)
             if value is not None:
-                variables[f"{ENV_PREFIX}{name.upper()}"] = str(value)
+                variables[variable(name)] = str(value)
         outside = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
         return outside | variables
 
 
-def _verified(broker_url: str) -> str:
-    """The URL with what the library underneath leaves off: that a TLS certificate is checked, unless it says how."""
-    if not broker_url.startswith("rediss://") or "ssl_cert_reqs=" in broker_url:
-        return broker_url
-    return f"{broker_url}{'&' if '?' in broker_url else '?'}ssl_cert_reqs=required"
+def _checked(url: SecretStr, parse: Any) -> SecretStr:
+    """The URL without spaces around it, once it was taken apart."""
+    text = url.get_secret_value().strip()
+    parse(text)
+    return SecretStr(text)
+
+
+def faults(error: ValidationError) -> dict[str, str]:
+    """What is wrong with the settings, by variable, in a line each; no value is in it, which may be a secret."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return {variable(str(fault["loc"][0])): fault["msg"].removeprefix("Value error, ") for fault in found}
+
+
+def variable(name: str) -> str:
+    """The environment's name of a setting."""
+    return f"{ENV_PREFIX}{name.upper()}"
+
+
+def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables that begin like settings and are none, each with the setting that is meant, where one is like it."""
+    known = {name.upper() for name in Settings.model_fields}
+    named = {name.upper().removeprefix(ENV_PREFIX) for name in environment if name.upper().startswith(ENV_PREFIX)}
+    unknown = sorted(named - known - OF_COMPOSE)
+    return {variable(name): next(map(variable, get_close_matches(name, known, n=1)), None) for name in unknown}

@@ -84,31 +84,50 @@ def is_plain_call(message: Any) -> bool:
     return True
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
+class _DropsWhatIsNoJson:
     """A channel that drops a popped value that is not JSON."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[misc]
         except (ValueError, RecursionError) as error:
             metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a queue entry that is not JSON (%s)", type(error).__name__)
             return True
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class _DeliversPlainCalls:
     """A transport that delivers plain calls of our task, and control messages."""
-
-    Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
         if queue.split(".", 1)[0] == QUEUE and not is_plain_call(message):
             metrics.DROPPED_MESSAGES.inc()
             log.warning("dropped a queue entry that is not a call of %s", TASK)
             return
-        super()._deliver(message, queue)
+        super()._deliver(message, queue)  # type: ignore[misc]
+
+
+class Channel(_DropsWhatIsNoJson, kombu_redis.Channel):  # type: ignore[misc]
+    """Of a Redis."""
+
+
+class Transport(_DeliversPlainCalls, kombu_redis.Transport):  # type: ignore[misc]
+    """To a Redis."""
+
+    Channel = Channel
+
+
+class SentinelChannel(_DropsWhatIsNoJson, kombu_redis.SentinelChannel):  # type: ignore[misc]
+    """Of the Redis that Sentinels name."""
+
+
+class SentinelTransport(_DeliversPlainCalls, kombu_redis.SentinelTransport):  # type: ignore[misc]
+    """To the Redis that Sentinels name."""
+
+    Channel = SentinelChannel
 
 
 def install() -> None:
-    """Let redis://, rediss:// and redis+socket:// URLs use this transport."""
+    """Let redis://, rediss://, redis+socket:// and sentinel:// URLs use these transports."""
     TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"

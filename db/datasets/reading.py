@@ -190,3 +190,12 @@ def _suffix(path: str) -> str:
     if suffixes and suffixes[-1].lower() in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1].removeprefix(".").lower() if suffixes else ""
+
+
+def rows_in(path: str, file_format: str) -> int:
+    """How many rows a file of results has; 0 for what is none."""
+    chosen = "jsonl" if file_format not in FORMATS else file_format
+    try:
+        return sum(1 for _ in placed_rows(DatasetSource(path, file_format=chosen)))
+    except DatasetError:
+        return 0

@@ -38,7 +38,7 @@ def whole_file(target: str, is_binary: bool = False) -> Iterator[IO[Any]]:
         DatasetError: the file cannot be written.
     """
     if target == STDOUT:
-        cast(TextIOWrapper, sys.stdout).reconfigure(errors=HALF_PAIRS)
+        cast(TextIOWrapper, sys.stdout).reconfigure(encoding="utf-8", errors=HALF_PAIRS)
         yield sys.stdout
         sys.stdout.flush()
         return

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
-from db.datasets.reading import format_of
+from db.datasets.reading import format_of, rows_in
 from db.datasets.writing import (
     check_target,
+    is_renamed,
     require_pyarrow,
     tables_of,
     whole_file,
@@ -18,7 +20,7 @@ from db.datasets.writing import (
 from db.errors import DatasetError
 from db.exports.batch_results import batch_results, require_unique_ids
 from db.exports.choosing import Chooser
-from db.jobs import Job
+from db.jobs import Job, progress
 from db.results import OWN_COLUMNS, export_groups, export_rows, input_rows, passed_on
 from db.session import Ledger
 from db.spans import Span, all_spans
@@ -123,7 +125,7 @@ def export(
         on_rows: called with the number of rows written so far.
 
     Raises:
-        DatasetError: as `check_export`, or the file cannot be written.
+        DatasetError: as `check_export`, or the file cannot be written, or has more rows than the job's outcomes so far.
         DatabaseUnreachableError: the database does not answer.
     """
     check_export(wanted, job.arms, job.samples, bool(job.sweep))
@@ -142,7 +144,24 @@ def export(
             groups = export_groups(ledger, job.id, spans)
             rows = chooser.pairs(groups) if wanted.shape == "preference" else chooser.best(groups)
             _write_chosen(counted.each(rows), chosen, wanted.shape, file)
+        _require_no_loss(ledger, job, wanted, counted.count)
     return Exported(counted.count, chooser.skipped)
+
+
+def _require_no_loss(ledger: Ledger, job: Job, wanted: Export, count: int) -> None:
+    """A file may be replaced by the whole of another job, but not by a part of one that has fewer rows than the file.
+
+    Raises:
+        DatasetError: that would happen.
+    """
+    if not is_renamed(wanted.target) or not Path(wanted.target).is_file():
+        return
+    pending = progress(ledger, job.id).pending_rows
+    if pending and (there := rows_in(wanted.target, wanted.chosen_format)) > count:
+        raise DatasetError(
+            f"{wanted.target}: has {there} rows and stays as it is, since {pending} of the {job.total_rows} rows of "
+            f"{job.id} have no outcome yet: do them with genarm job retry {job.id}, or name another file"
+        )
 
 
 class _Counted:

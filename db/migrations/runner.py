@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from db.errors import DbError
-from db.session import Ledger, reading, writing
+from db.session import Ledger, check_encoding, reading, writing
 
 LOCK = 0x67656E61726D
 """Key of the advisory lock on PostgreSQL; SQLite's write lock does the same there."""
@@ -24,8 +24,10 @@ def upgrade(ledger: Ledger, revision: str = "head") -> None:
 
     Raises:
         DatabaseUnreachableError: the database does not answer.
-        DbError: there is no such revision, or the database is newer than this version of genarm.
+        DbError: there is no such revision, the database is newer than this version of genarm, or its encoding is not
+            UTF8.
     """
+    check_encoding(ledger)
     _migrate(ledger, command.upgrade, revision)
 
 

@@ -116,7 +116,7 @@ def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(
 
 def test_the_home_folder_of_nobody_is_refused_in_a_line(genarm, prompts):
     refused = genarm("job", "list", GENARM_HOME="~nobody-of-this-name")
-    assert (refused.returncode, refused.stderr) == (2, "Error: settings: home: there is no user ~nobody-of-this-name\n")
+    assert (refused.returncode, refused.stderr) == (2, "Error: GENARM_HOME: there is no user ~nobody-of-this-name\n")
     unknown = genarm("job", "submit", prompts, "--base", "~nobody-of-this-name/model")
     assert (unknown.returncode, unknown.stderr) == (2, "Error: '~nobody-of-this-name/model': no such file or folder\n")
 

@@ -162,7 +162,7 @@ def test_the_doctor_names_both_in_a_line_each(
 
 def test_a_rediss_url_is_verified_unless_it_says_how():
     def effective(url):
-        return Settings(broker_url=url).effective_broker_url
+        return Settings(broker_url=url).broker.url
 
     assert effective("rediss://a:b@c/0") == "rediss://a:b@c/0?ssl_cert_reqs=required"
     assert effective("rediss://c/0?ssl_ca_certs=x").endswith("?ssl_ca_certs=x&ssl_cert_reqs=required")

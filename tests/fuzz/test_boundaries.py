@@ -208,7 +208,7 @@ def test_settings(variables):
         try:
             Settings()
         except ValidationError as error:
-            assert one_line(error).startswith("settings: ")
+            assert one_line(error).startswith("GENARM_")
 
 
 def is_one_line(error):

@@ -5,8 +5,10 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, cast
 
 import click
 from rich.console import Console, Group
@@ -30,6 +32,23 @@ LINES_WITHOUT_BARS = 10
 """Of long work whose stderr is a file, evenly over it."""
 
 
+def use_utf8() -> None:
+    """Write UTF-8 wherever output goes, whatever the locale says: files, pipes, and terminals, which all read it today.
+
+    A stream that is closed is replaced by one that goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - for as long as the process lives
+        cast(TextIOWrapper, getattr(sys, name)).reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def drop_stdout() -> None:
+    """Let what is still buffered for stdout go nowhere: it could not be written."""
+    with suppress(OSError, ValueError):  # a stream of a test has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def out(text: str) -> None:
     """A fact, on stdout."""
     print(text)
@@ -50,7 +69,8 @@ def fact(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
 
 def note(text: str) -> None:
     """Something for people, on stderr."""
-    _stderr.print(text, markup=False)
+    with suppress(OSError):  # the terminal is gone
+        _stderr.print(text, markup=False)
 
 
 def agreed(question: str) -> bool:
@@ -73,12 +93,14 @@ def agreed(question: str) -> bool:
 
 def note_in_signal(text: str) -> None:
     """A note from a signal handler, which may have come in the middle of a line that rich writes."""
-    os.write(sys.stderr.fileno(), f"{text}\n".encode())
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
 
 
 def error(text: str) -> None:
     """What went wrong, on stderr."""
-    print(f"Error: {text}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"Error: {text}", file=sys.stderr, flush=True)
 
 
 def is_terminal() -> bool:

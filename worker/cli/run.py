@@ -1,14 +1,17 @@
 """`genarm run`: from a dataset to a file of results in one command."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
 import click
 
 import db.jobs
-from db.errors import DatasetError
+from db.errors import DatasetError, JobActiveError
 from db.exports import OPENAI, check_export
+from db.jobs import Job, JobProgress, JobStatus
+from db.session import Ledger
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.export import choice_options, export_of, output_options, write_export
@@ -20,6 +23,8 @@ from worker.embedded import redis_server, worker_process
 from worker.ledger import open_ledger
 from worker.settings import Settings
 from worker.submission import Submission, submit
+
+STOPPED = (JobStatus.CANCELLING, JobStatus.CANCELLED, JobStatus.FAILED)
 
 
 @click.command()
@@ -34,7 +39,7 @@ def run(context: click.Context, /, source: str, device: str | None, as_json: boo
     """Generate for every row of INPUT and write the results to a file.
 
     Starts what is missing (the database, Redis, a worker), shows progress, and stops what it started. The rows stay in
-    the database.
+    the database. With --key, the same command goes on where it was stopped.
 
     \b
     Examples:
@@ -67,24 +72,42 @@ def run_to_file(
     with console.rows_read(submission.source.name) as on_rows:
         job = submit(ledger, settings, submission, on_rows)
     try:
-        with ExitStack() as stack:
-            with console.status("starting Redis and a worker"):
-                stack.enter_context(redis_server(settings))
-                worker = stack.enter_context(worker_process(settings))
-            announce_if_possible(ledger, settings, "the worker begins when it finds out by itself.")
-            look_at_redis = redis_check(settings)
-
-            def check() -> None:
-                worker.check()
-                look_at_redis()
-
-            progress = follow(ledger, job.id, check)
+        progress = _worked_off(ledger, settings, job)
     except KeyboardInterrupt:
         insist(lambda: db.jobs.cancel(ledger, job.id))
-        console.note(f"Cancelled {job.id}; finished rows: genarm job export {job.id} -o FILE")
+        again = "the same command" if job.key else f"genarm job retry {job.id}"
+        console.note(f"Cancelled {job.id}; {again} goes on; finished rows: genarm job export {job.id} -o FILE")
         context.exit(Exit.INTERRUPTED)
     write_export(ledger, job, wanted)
     if as_json:
         console.out_json({**facts(progress), "file": wanted.target})
     console.note(summary(progress))
     context.exit(exit_code(progress))
+
+
+def _worked_off(ledger: Ledger, settings: Settings, job: Job) -> JobProgress:
+    """Start what is missing, and follow a job until it has ended."""
+    with ExitStack() as stack:
+        with console.status("starting Redis and a worker"):
+            stack.enter_context(redis_server(settings))
+            worker = stack.enter_context(worker_process(settings))
+        look_at_redis = redis_check(settings)
+
+        def check() -> None:
+            worker.check()
+            look_at_redis()
+
+        if job.status in STOPPED:
+            _take_up(ledger, job, check)
+        announce_if_possible(ledger, settings, "the worker begins when it finds out by itself.")
+        return follow(ledger, job.id, check)
+
+
+def _take_up(ledger: Ledger, job: Job, check: Callable[[], None]) -> None:
+    """Go on with a job that an earlier command with its key left unfinished, once its last shards are handed back."""
+    stopped = follow(ledger, job.id, check)
+    if stopped.job.status not in STOPPED:
+        return
+    with suppress(JobActiveError):  # another command with this key was quicker
+        count = insist(lambda: db.jobs.retry_failed(ledger, job.id))
+        console.note(f"{job.id} was stopped before its end; {count} of {job.total_rows} rows are left")
