@@ -109,7 +109,7 @@ def fit(spec: GenerationSpec, home: Path, dtype: torch.dtype) -> Fit:
     loaded = {base.backbone.folder.resolve(): spec.base}
     arms = []
     for arm in spec.arms:
-        description = describe(arm.ref, home, base=base, template=arm.template)
+        description = describe(arm.ref, home, base=base, template=arm.template, on_base=arm.on_base)
         folder = description.backbone.folder.resolve()
         arms.append(_arm_fit(arm, description, base, loaded.get(folder), dtype))
         loaded.setdefault(folder, arm.name)

@@ -8,12 +8,15 @@ import torch
 
 from models.adapter_config import MERGE
 from models.attention import NAME as ATTENTION
-from models.errors import ModelNotFoundError, UnsupportedModelError, first_line
-from models.references import Kind, Source, resolve
+from models.errors import ModelNotAllowedError, ModelNotFoundError, UnsupportedModelError, first_line
+from models.references import Kind, Source, fetched_description, resolve
 from models.vocabulary import Vocabulary
 
 # These rotary embeddings depend on the longest sequence in the batch, so a row's output would depend on its neighbours.
 BATCH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+OF_A_COPY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache"}
+"""Fields of a configuration that differ between copies of one model."""
 
 DeviceMap: TypeAlias = str | dict[str, str | int | torch.device]
 """transformers' way to spread a model's layers over devices (auto, balanced, …), or a device by module."""
@@ -44,7 +47,15 @@ class Description:
         return self.source if self.source.kind is Kind.ADAPTER else None
 
 
-def describe(ref: str, home: Path, base: "Description | None" = None, template: str | None = None) -> Description:
+def describe(
+    ref: str,
+    home: Path,
+    base: "Description | None" = None,
+    template: str | None = None,
+    *,
+    on_base: bool = False,
+    revision: str | None = None,
+) -> Description:
     """Read a model's configuration and tokenizer; no weights.
 
     Args:
@@ -52,28 +63,32 @@ def describe(ref: str, home: Path, base: "Description | None" = None, template: 
         home: where converted models are kept.
         base: the job's base, which is an adapter's backbone when the adapter was trained on it.
         template: a Jinja chat template to use instead of the model's own.
+        on_base: the reference is an adapter of `base`, whatever it says itself.
+        revision: of a hub id.
 
     Raises:
         ModelNotFoundError: nothing readable is there.
+        ModelNotAllowedError: the registry does not allow it, or says that it rides on another model.
         UnsupportedModelError: the model cannot be run.
     """
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # its bars would mix with the command line's own
-    source = resolve(ref, home)
+    source = resolve(ref, home, revision)
     if source.kind is Kind.ADAPTER:
-        return _describe_adapter(source, home, base, template)
+        return _describe_adapter(source, home, base, template, on_base)
+    if on_base:
+        raise UnsupportedModelError(f"{ref}: is no adapter, so that it rides on no base; leave out --arm-on-base")
     config = _read(source, "config")
     _require_supported(config, ref)
     tokenizer = _read(source, "tokenizer")
     return _description(source, source, config, tokenizer, template or tokenizer.chat_template)
 
 
-def _describe_adapter(source: Source, home: Path, base: Description | None, template: str | None) -> Description:
-    if base is not None and base.adapter is None and base.source.is_backbone_of(source):
-        backbone = base
-    else:
-        backbone = _backbone_by_name(source, home)
+def _describe_adapter(
+    source: Source, home: Path, base: Description | None, template: str | None, on_base: bool
+) -> Description:
+    backbone = _backbone_of(source, home, base, on_base)
     tokenizer = backbone.tokenizer
     if (source.folder / "tokenizer_config.json").is_file():
         tokenizer = _read(source, "tokenizer")
@@ -95,16 +110,67 @@ def _require_embeddings(adapter: Source, tokenizer: Any, backbone: Description) 
         )
 
 
-def _backbone_by_name(adapter: Source, home: Path) -> Description:
+def _backbone_of(adapter: Source, home: Path, base: Description | None, on_base: bool) -> Description:
+    """The model that an adapter rides on: the job's base where that is the one, else the model that it names."""
+    if base is not None and base.adapter is not None:
+        base = None
+    if on_base:
+        if base is None:
+            raise UnsupportedModelError(f"{adapter.ref}: is to ride on the job's base, which must be a whole model")
+        if adapter.rides_on not in (None, base.source.ref):
+            raise ModelNotAllowedError(f"{adapter.ref}: the registry lets it ride on {adapter.rides_on} alone")
+        return base
+    if base is not None and (base.source.is_backbone_of(adapter) or _is_copy(base, adapter)):
+        return base
+    return _backbone_by_name(adapter, home)
+
+
+def _is_copy(base: Description, adapter: Source) -> bool:
+    """Whether a local base and the hub's model that an adapter names agree in all but weights, which are not here."""
+    if base.source.from_hub or base.source.origin or adapter.backbone_ref is None:
+        return False
+    folder = fetched_description(adapter.backbone_ref, adapter.backbone_revision)
+    if folder is None:
+        return False
+    named = replace(base.source, ref=adapter.backbone_ref, folder=folder)
     try:
-        backbone = describe(adapter.backbone_ref, home)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"{adapter.ref}: the model that this adapter was trained on cannot be read; {error}; "
-            "it also rides on a base of the same name"
+        config, tokenizer = _read(named, "config"), _read(named, "tokenizer")
+    except UnsupportedModelError:
+        return False
+    return (
+        _essence(config) == _essence(base.config)
+        and _eos_ids(named, config, tokenizer) == base.eos_ids
+        and tokenizer.get_vocab() == base.tokenizer.get_vocab()
+        and tokenizer.chat_template == base.template
+    )
+
+
+def _essence(config: Any) -> dict[str, Any]:
+    """A configuration without what differs between copies of one model."""
+    return {name: value for name, value in config.to_dict().items() if name not in OF_A_COPY}
+
+
+def _backbone_by_name(adapter: Source, home: Path) -> Description:
+    ref = adapter.backbone_ref
+    remedy = "if it was trained on the job's base, say so: --arm-on-base NAME, or `base = ALIAS` in models.toml"
+    if ref is None:
+        raise UnsupportedModelError(
+            f"{adapter.ref}: adapter_config.json does not name the model it was trained on (base_model_name_or_path); "
+            + remedy
+        )
+    try:
+        backbone = describe(ref, home, revision=adapter.backbone_revision)
+    except (ModelNotFoundError, ModelNotAllowedError) as error:
+        raise type(error)(
+            f"{adapter.ref}: the model that this adapter was trained on cannot be read; {error}; {remedy}"
         ) from None
     if backbone.adapter is not None:
         raise UnsupportedModelError(f"{adapter.ref}: its base_model_name_or_path is an adapter itself")
+    revision = adapter.backbone_revision
+    if backbone.source.from_hub and backbone.source.origin and revision not in (None, backbone.source.folder.name):
+        raise ModelNotAllowedError(
+            f"{adapter.ref}: was trained on revision {revision} of {ref}, and the registry pins another; {remedy}"
+        )
     return backbone
 
 

@@ -2,20 +2,21 @@
 
 import hashlib
 import json
-import re
+import os
 import shutil
 import tempfile
+import unicodedata
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from models.errors import ModelNotFoundError, UnsupportedModelError
+from models.model_names import HUB_ID, declared_model, is_same_model, model_name
 from models.registry import Registry, is_plain_name, registry_of
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-GGUF_QUANTISATION = re.compile(r"[.-](I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+HUB_FILES = [*DESCRIPTION_FILES, "*.safetensors"]
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 """Files in which a model may ask for code of its own to be run."""
 
@@ -41,40 +42,51 @@ class Source:
     from_hub: bool
     origin: str = ""
     """The hub id or path, where the reference is an alias of the registry."""
+    rides_on: str | None = None
+    """The alias of the model that the registry lets this adapter ride on, where it says so."""
 
     def adapter_config(self) -> dict[str, Any]:
         """The contents of `adapter_config.json` of an adapter."""
         return read_json(self.folder / "adapter_config.json")
 
     @property
-    def backbone_ref(self) -> str:
-        """The reference of the model that this adapter was trained on.
+    def backbone_ref(self) -> str | None:
+        """The reference of the model that this adapter was trained on: the registry's word, or its own; None: neither.
 
         Raises:
-            UnsupportedModelError: the adapter does not say.
+            UnsupportedModelError: what the adapter says is no text.
         """
+        if self.rides_on is not None:
+            return self.rides_on
         declared = self.adapter_config().get("base_model_name_or_path")
-        if not isinstance(declared, str) or not declared:
+        if declared is not None and not isinstance(declared, str):
             raise UnsupportedModelError(
-                f"{self.ref}: adapter_config.json does not name the model it was trained on (base_model_name_or_path)"
+                f"{self.ref}: base_model_name_or_path in adapter_config.json must be text or null"
             )
-        return declared
+        return declared_model(declared) if declared else None
+
+    @property
+    def backbone_revision(self) -> str | None:
+        """The revision of that model on the hub, where the adapter names one and the registry does not decide."""
+        revision = None if self.rides_on is not None else self.adapter_config().get("revision")
+        return revision if isinstance(revision, str) and revision not in ("", "main") else None
 
     def is_backbone_of(self, adapter: "Source") -> bool:
-        """Whether `adapter` was trained on this model: the same reference, or, if one side is local, the same name."""
+        """Whether `adapter` was trained on this model, by the names of both."""
         declared = adapter.backbone_ref
-        if declared in (self.ref, self.origin, str(self.folder)):
-            return True
-        if self.from_hub and HUB_ID.match(declared):
-            return False
-        return model_name(declared) == self.name
+        if adapter.rides_on is not None or declared is None:
+            return declared in (None, self.ref)
+        if declared not in (self.ref, self.origin, str(self.folder)):
+            return is_same_model(declared, self.origin or self.ref, self.name, base_is_hubs=self.from_hub)
+        return not self.from_hub or adapter.backbone_revision in (None, self.folder.name)
 
 
-def resolve(ref: str, home: Path) -> Source:
+def resolve(ref: str, home: Path, revision: str | None = None) -> Source:
     """Find the files behind a reference, fetching them from the hub or converting a .gguf file where needed.
 
     Args:
         ref: a hub id, a folder, an adapter folder or a .gguf file.
+        revision: of a hub id; None: the registry's, or the newest.
         home: converted models are kept under `home/models`; its `models.toml`, if there is one, says what is allowed.
 
     Raises:
@@ -84,19 +96,36 @@ def resolve(ref: str, home: Path) -> Source:
     """
     if (registry := registry_of(home)) is not None:
         return _registered(ref, registry, home)
-    if not ref.isprintable():
-        raise ModelNotFoundError(f"{ref[:200]!r}: no such file or folder")
-    try:
-        path = Path(ref).expanduser()
-        exists = path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, the home folder of nobody
-        raise ModelNotFoundError(f"{ref[:200]!r}: no such file or folder") from None
-    if exists:
+    if any(unicodedata.category(letter) == "Cc" for letter in ref):
+        raise ModelNotFoundError(f"{ref[:200]!r}: a reference has no control characters")
+    if (path := existing_path(ref)) is not None:
         return _local(ref, path, home)
     if _looks_like_path(ref):
-        raise ModelNotFoundError(f"{ref}: no such file or folder")
-    folder = _hub_folder(ref)
+        raise ModelNotFoundError(f"{ref[:200]}: no such file or folder")
+    folder = _hub_folder(ref, revision)
     return Source(ref, folder, _kind_of(folder, ref), model_name(ref), from_hub=True)
+
+
+def existing_path(ref: str) -> Path | None:
+    """The path that a reference means, if it is there; `~` means a home folder unless a folder has that name.
+
+    Raises:
+        ModelNotFoundError: a folder on the way to it may not be read.
+    """
+    try:
+        if (path := Path(ref)).exists():
+            return path
+        return home if (home := path.expanduser()).exists() else None
+    except PermissionError as error:
+        raise _denied(ref, Path(error.filename or ref)) from None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL character, the home folder of nobody
+        return None
+
+
+def _denied(ref: str, path: Path) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"{ref[:200]}: permission denied for {path}; let the user that runs genarm read it (chmod -R a+rX)"
+    )
 
 
 def _registered(ref: str, registry: Registry, home: Path) -> Source:
@@ -104,28 +133,28 @@ def _registered(ref: str, registry: Registry, home: Path) -> Source:
     alias, entry = registry.find(ref)
     if entry.hub is not None:
         folder = _hub_folder(entry.hub, entry.revision)
-        return Source(alias, folder, _kind_of(folder, alias), model_name(entry.hub), from_hub=True, origin=entry.hub)
-    path = registry.path_of(alias, entry)
-    if not path.exists():
-        raise ModelNotFoundError(f"{alias}: {path} does not exist")
-    return replace(_local(alias, path, home), origin=str(path))
+        source = Source(alias, folder, _kind_of(folder, alias), model_name(entry.hub), from_hub=True, origin=entry.hub)
+    else:
+        try:
+            path = registry.path_of(alias, entry)
+        except PermissionError as error:
+            raise _denied(alias, Path(error.filename)) from None
+        if existing_path(str(path)) is None:
+            raise ModelNotFoundError(f"{alias}: {path} does not exist")
+        source = replace(_local(alias, path, home), origin=str(path))
+    if entry.base is not None and source.kind is not Kind.ADAPTER:
+        raise UnsupportedModelError(f"{alias}: is no adapter, so that it has no `base` in {registry.file}")
+    return replace(source, rides_on=entry.base)
 
 
 def _local(ref: str, path: Path, home: Path) -> Source:
     name = model_name(str(path.resolve()))
+    _require_readable(path, ref)
     if path.is_file() and path.suffix == ".gguf":
         return Source(ref, _converted_gguf(path, home), Kind.MODEL, model_name(str(path)), from_hub=False)
     if path.is_dir():
         return Source(ref, path, _kind_of(path, ref), name, from_hub=False)
     raise UnsupportedModelError(f"{ref}: a model is a hub id, a folder, an adapter folder or a .gguf file")
-
-
-def model_name(ref: str) -> str:
-    """The last part of a reference, without `.gguf` and its quantisation suffix."""
-    last = Path(ref.rstrip("/")).name
-    if last.endswith(".gguf"):
-        last = GGUF_QUANTISATION.sub("", last.removesuffix(".gguf"))
-    return last
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,6 +170,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise UnsupportedModelError(f"{path}: is not a JSON object")
     return loaded
+
+
+def _require_readable(path: Path, ref: str) -> None:
+    """Refuse what this user may not read, by its cause: later it would be missing, or no model."""
+    files = [file for pattern in HUB_FILES for file in sorted(path.glob(pattern))] if os.access(path, os.R_OK) else []
+    for one in (path, *files):
+        if not os.access(one, os.R_OK | os.X_OK if one.is_dir() else os.R_OK):
+            raise _denied(ref, one)
 
 
 def _looks_like_path(ref: str) -> bool:
@@ -252,3 +289,17 @@ def _convert_gguf(path: Path, folder: Path) -> None:
         raise UnsupportedModelError(f"{path}: transformers cannot read this .gguf file ({error})") from None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def fetched_description(ref: str, revision: str | None) -> Path | None:
+    """A folder with a hub model's configuration and tokenizer, where the hub or its cache gives one without weights."""
+    from huggingface_hub import snapshot_download
+
+    if not HUB_ID.match(ref) or existing_path(ref) is not None:
+        return None
+    try:
+        folder = Path(snapshot_download(ref, revision=revision, allow_patterns=DESCRIPTION_FILES))
+    except Exception:  # the hub's, the network's: then the model itself is asked for, and says what is wrong
+        return None
+    is_whole = any(folder.glob("*.safetensors"))
+    return folder if not is_whole and (folder / "config.json").is_file() else None

@@ -30,6 +30,8 @@ class Entry(Frozen):
     """The full commit hash; a branch or tag could be moved."""
     path: Annotated[str, StringConstraints(min_length=1)] | None = None
     """A model folder, an adapter folder or a .gguf file, relative to the registry."""
+    base: Alias | None = None
+    """Of an adapter: the entry that it rides on, whatever it says itself that it was trained on."""
 
     @model_validator(mode="after")
     def _is_one_or_the_other(self) -> Self:
@@ -39,6 +41,8 @@ class Entry(Frozen):
             raise ValueError("a hub id needs a `revision`, the 40 digits of a commit; a path has none")
         if self.path is not None and ".." in Path(self.path).parts:
             raise ValueError("`path` must not contain `..`")
+        if self.base is not None and self.kind != "arm":
+            raise ValueError("`base` is for an ARM that is an adapter")
         return self
 
 
@@ -51,6 +55,13 @@ class Registry(Frozen):
     allow_templates: bool = False
     """Whether jobs may bring chat templates of their own: programs, although in a sandbox, that can run for long."""
     models: dict[Alias, Entry] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _bases_are_entries(self) -> Self:
+        for alias, entry in self.models.items():
+            if entry.base is not None and entry.base not in self.models:
+                raise ValueError(f"the base {entry.base!r} of {alias!r} is no entry")
+        return self
 
     @cached_property
     def roots(self) -> tuple[Path, ...]:

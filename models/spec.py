@@ -56,6 +56,8 @@ class ArmSpec(Frozen):
     weight: Weight = 1.0
     template: Text | None = None
     """A Jinja chat template that replaces the ARM's own."""
+    on_base: bool = False
+    """The ARM is a LoRA adapter of the job's base, whatever its files say that it was trained on."""
 
 
 class GenerationSpec(Frozen):

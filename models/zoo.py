@@ -81,7 +81,7 @@ def describe_spec(spec: GenerationSpec, home: Path) -> tuple[Description, list[D
     base = describe(spec.base, home)
     if spec.system is not None and base.template is None:
         raise SpecError(f"a system message needs a chat template, and base {base.source.name!r} has none")
-    arms = [describe(arm.ref, home, base=base, template=arm.template) for arm in spec.arms]
+    arms = [describe(arm.ref, home, base=base, template=arm.template, on_base=arm.on_base) for arm in spec.arms]
     for arm, description in zip(spec.arms, arms, strict=True):
         require_fit(base.vocabulary, description.vocabulary, base.source.name, arm.name)
     return base, arms

@@ -31,8 +31,8 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., None]:
-    def run(base: Path, arm: Path | None = None, **fields: Any) -> None:
-        arms = [{"name": "kind", "ref": str(arm)}] if arm else []
+    def run(base: Path, arm: Path | None = None, on_base: bool = False, **fields: Any) -> None:
+        arms = [{"name": "kind", "ref": str(arm), "on_base": on_base}] if arm else []
         check_spec(GenerationSpec.parse({"base": str(base), "arms": arms, **fields}), tmp_path / "home")
 
     return run
@@ -40,8 +40,8 @@ def check(tmp_path: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Any]:
-    def run(base: Path, arm: Path | None = None) -> Any:
-        arms = [{"name": "kind", "ref": str(arm)}] if arm else []
+    def run(base: Path, arm: Path | None = None, on_base: bool = False) -> Any:
+        arms = [{"name": "kind", "ref": str(arm), "on_base": on_base}] if arm else []
         zoo = Zoo(tmp_path / "home", "cpu", "float32", 2**20, True, threading.RLock())
         return zoo.load(GenerationSpec.parse({"base": str(base), "arms": arms}))
 
@@ -84,7 +84,66 @@ def test_an_adapter_of_a_missing_backbone(tmp_path: Path, base: Path, check: Any
     adapter = make_adapter(tmp_path / "adapter", other)
     check(base, adapter)
     shutil.rmtree(other)
-    with pytest.raises(ModelNotFoundError, match=r"adapter: the model that this adapter was trained on cannot be read"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"adapter: the model that this adapter was trained on cannot be .*--arm-on-base NAME"
+    ):
+        check(base, adapter)
+
+
+def test_an_arm_rides_on_the_base_where_the_job_says_so(edit: Any, tmp_path: Path, base: Path, load: Any) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base)
+    edit(adapter / "adapter_config.json", base_model_name_or_path="org/of-another-name")
+    guided = load(base, adapter, on_base=True)
+    assert guided.arms[0].backbone is guided.base.backbone
+
+
+def test_only_an_adapter_that_fits_rides_on_the_base(tmp_path: Path, base: Path, check: Any) -> None:
+    other = make_model(tmp_path / "other", "qwen3")
+    with pytest.raises(UnsupportedModelError, match="other: is no adapter"):
+        check(base, other, on_base=True)
+    with pytest.raises(UnsupportedModelError, match="adapter: does not fit its backbone"):
+        check(base, make_adapter(tmp_path / "adapter", other), on_base=True)
+    adapter = make_adapter(tmp_path / "of_base", base)
+    with pytest.raises(UnsupportedModelError, match="must be a whole model"):
+        check(adapter, adapter, on_base=True)
+
+
+@pytest.fixture
+def known_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Put a model without its weights into an empty cache of the hub, as org/named."""
+
+    def put(model: Path) -> None:
+        repository = tmp_path / "hub" / "models--org--named"
+        shutil.copytree(model, repository / "snapshots" / ("a" * 40))
+        (repository / "snapshots" / ("a" * 40) / "model.safetensors").unlink()
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("a" * 40)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return put
+
+
+def test_a_local_copy_of_any_name_serves_an_adapter_of_the_hubs_model(
+    edit: Any, tmp_path: Path, base: Path, load: Any, known_to_the_hub: Any
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base)
+    edit(adapter / "adapter_config.json", base_model_name_or_path="org/named")
+    with pytest.raises(ModelNotFoundError, match=r"org/named.*--arm-on-base"):
+        load(base, adapter)
+    known_to_the_hub(base)
+    guided = load(base, adapter)
+    assert guided.arms[0].backbone is guided.base.backbone
+
+
+@pytest.mark.parametrize("other", [{"context": 128}, {"template": OTHER_TEMPLATE}, {"extra": ["<new>"]}])
+def test_a_model_that_differs_from_the_hubs_does_not(
+    edit: Any, tmp_path: Path, base: Path, check: Any, known_to_the_hub: Any, other: dict[str, Any]
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", base)
+    edit(adapter / "adapter_config.json", base_model_name_or_path="org/named")
+    known_to_the_hub(make_model(tmp_path / "other", **other))
+    with pytest.raises(ModelNotFoundError, match=r"org/named.*--arm-on-base"):
         check(base, adapter)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from models.errors import ModelNotFoundError, ModelsError, UnsupportedModelError
-from models.references import Kind, model_name, resolve
+from models.model_names import is_same_model, model_name
+from models.references import Kind, Source, resolve
 from tests.tiny_models import make_adapter, make_model
 
 
@@ -113,12 +114,18 @@ def test_a_broken_configuration_is_named(copy: Any, model: Path, tmp_path: Path,
         resolve(str(folder), tmp_path)
 
 
-@pytest.mark.parametrize("declared", [None, "", 7])
-def test_an_adapter_that_does_not_name_its_backbone(
-    edit: Any, copy: Any, adapter: Path, tmp_path: Path, declared: Any
+@pytest.mark.parametrize("declared", [None, ""])
+def test_an_adapter_that_does_not_name_its_backbone_rides_on_any(
+    edit: Any, copy: Any, adapter: Path, model: Path, tmp_path: Path, declared: Any
 ) -> None:
     folder = copy(adapter)
     edit(folder / "adapter_config.json", base_model_name_or_path=declared)
+    assert resolve(str(model), tmp_path).is_backbone_of(resolve(str(folder), tmp_path))
+
+
+def test_a_backbone_that_is_no_text_is_refused(edit: Any, copy: Any, adapter: Path, tmp_path: Path) -> None:
+    folder = copy(adapter)
+    edit(folder / "adapter_config.json", base_model_name_or_path=7)
     with pytest.raises(UnsupportedModelError, match="base_model_name_or_path"):
         _ = resolve(str(folder), tmp_path).backbone_ref
 
@@ -129,7 +136,22 @@ def test_an_adapter_that_does_not_name_its_backbone(
         ("org/tiny-base", True),  # known by name where one side is local
         ("somewhere/else/tiny-base", True),
         ("tiny-base.Q4_K_M.gguf", True),
+        ("somewhere/tiny-base/", True),
+        (r"C:\Users\alice\models\tiny-base", True),
+        ("C:\\runs\\tiny-base\\", True),
+        (f"/home/alice/.cache/huggingface/hub/models--org--tiny-base/snapshots/{'0' * 40}", True),
+        (f"/home/alice/.cache/huggingface/hub/models--tiny-base/snapshots/{'0' * 40}/", True),
+        (f"/home/alice/.cache/huggingface/hub/models--org--other/snapshots/{'0' * 40}", False),
+        ("unsloth/Tiny-Base-bnb-4bit", True),
+        ("unsloth/tiny-base-unsloth-bnb-4bit", True),
+        ("TheBloke/tiny-base-GPTQ", True),
+        ("org/tiny-base-AWQ", True),
+        ("org/tiny-base-GPTQ-Int4", True),
+        ("org/tiny-base-FP8-dynamic", True),
+        ("RedHatAI/tiny-base-quantized.w4a16", True),
+        ("org/tiny-base-4bit", True),
         ("org/tiny-base-instruct", False),
+        ("org/tiny-base-instruct-bnb-4bit", False),
         ("org/other", False),
     ],
 )
@@ -139,6 +161,39 @@ def test_a_local_model_is_an_adapters_backbone_by_name(
     folder = copy(adapter)
     edit(folder / "adapter_config.json", base_model_name_or_path=declared)
     assert resolve(str(model), tmp_path).is_backbone_of(resolve(str(folder), tmp_path)) is fits
+
+
+@pytest.mark.parametrize(
+    ("declared", "fits"),
+    [
+        ("org/model", True),
+        ("Org/Model", True),
+        ("/models/model", True),
+        ("other/model", False),
+        ("other/model-bnb-4bit", True),
+        ("org/model-v2", False),
+    ],
+)
+def test_a_model_of_the_hub_is_known_by_its_id(declared: str, fits: bool) -> None:
+    assert is_same_model(declared, "org/model", "model", base_is_hubs=True) is fits
+
+
+@pytest.mark.parametrize(("revision", "fits"), [(None, True), ("main", True), ("a" * 40, True), ("b" * 40, False)])
+def test_a_revision_of_the_hub_is_another_model(
+    edit: Any, copy: Any, adapter: Path, tmp_path: Path, revision: str | None, fits: bool
+) -> None:
+    folder = copy(adapter)
+    edit(folder / "adapter_config.json", base_model_name_or_path="org/model", revision=revision)
+    base = Source("org/model", tmp_path / ("a" * 40), Kind.MODEL, "model", from_hub=True)
+    assert base.is_backbone_of(resolve(str(folder), tmp_path)) is fits
+
+
+@pytest.mark.parametrize("name", ["step=100-loss=0.2", "my model", "a:b#c%20", "~tilde", "モデル", "👩‍💻", "café"])
+def test_folders_with_signs_are_found(copy: Any, model: Path, tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    folder = copy(model, name)
+    assert resolve(str(folder), tmp_path).folder == folder
+    monkeypatch.chdir(folder.parent)
+    assert resolve(name, tmp_path).folder == Path(name)
 
 
 @pytest.mark.parametrize(

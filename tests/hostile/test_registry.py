@@ -1,10 +1,11 @@
 """What models.toml lets a job name, and every way around it that is shut."""
 
 import re
+import shutil
 
 import pytest
 
-from models.errors import ModelNotAllowedError, ModelNotFoundError
+from models.errors import ModelNotAllowedError, ModelNotFoundError, ModelsError
 from models.references import resolve
 from models.registry import registry_of
 from models.spec import GenerationSpec
@@ -134,6 +135,45 @@ def test_an_adapter_cannot_pull_in_a_backbone_that_is_not_registered(register, h
         edit(home / "shelf" / "arm" / "adapter_config.json", base_model_name_or_path=elsewhere)
         with pytest.raises(ModelNotAllowedError, match=re.escape(elsewhere)):
             describe_spec(spec("tiny", "nice"), home)
+
+
+def test_the_registry_says_what_an_adapter_rides_on(register, home, edit, good_models):
+    edit(home / "shelf" / "arm" / "adapter_config.json", base_model_name_or_path="org/of-another-name")
+    entries = '[models.tiny]\nkind = "base"\npath = "shelf/base"\n[models.nice]\nkind = "arm"\npath = "shelf/arm"\n'
+    register(entries)
+    with pytest.raises(ModelNotAllowedError, match=r"of-another-name.*`base = ALIAS`"):
+        describe_spec(spec("tiny", "nice"), home)
+    register(entries + 'base = "tiny"')
+    base, (arm,) = describe_spec(spec("tiny", "nice"), home)
+    assert arm.backbone == base.backbone
+
+
+def test_what_the_registry_says_goes_before_the_job(register, home):
+    shutil.copytree(home / "shelf" / "base", home / "shelf" / "other")
+    register(
+        '[models.tiny]\nkind = "base"\npath = "shelf/base"\n[models.other]\nkind = "base"\npath = "shelf/other"\n'
+        '[models.nice]\nkind = "arm"\npath = "shelf/arm"\nbase = "other"'
+    )
+    base, (arm,) = describe_spec(spec("tiny", "nice"), home)
+    assert (arm.backbone.ref, base.backbone.ref) == ("other", "tiny")
+    fields = spec("tiny", "nice").model_dump()
+    fields["arms"][0]["on_base"] = True
+    with pytest.raises(ModelNotAllowedError, match="ride on other alone"):
+        describe_spec(GenerationSpec.parse(fields), home)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ('[models.a]\nkind = "arm"\npath = "shelf/arm"\nbase = "nonesuch"', "'nonesuch' of 'a' is no entry"),
+        ('[models.a]\nkind = "base"\npath = "shelf/base"\nbase = "a"', "for an ARM"),
+        ('[models.a]\nkind = "arm"\npath = "shelf/base"\nbase = "a"', "is no adapter"),
+    ],
+)
+def test_a_base_that_means_nothing_is_refused(register, home, line, named):
+    register(line)
+    with pytest.raises(ModelsError, match=named):
+        resolve("a", home)
 
 
 def test_each_model_serves_as_what_it_is_registered(register, settings, home):

@@ -27,6 +27,7 @@ PROMPT = "Write a short message to a friend."
 @click.option("--max-new-tokens", type=int, default=48, show_default=True, help="Of the sample.")
 @click.option("--no-sample", is_flag=True, help="Read no weights.")
 @click.option("--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE", help="Instead of an ARM's own.")
+@click.option("--arm-on-base", "arms_on_base", multiple=True, metavar="NAME", help="This ARM is an adapter of BASE.")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Precision.")  # fmt: skip
@@ -59,7 +60,9 @@ def check(
     spec = GenerationSpec.parse(
         {
             "base": absolute(base),
-            "arms": arms_of([(arm, options["weight"]) for arm in arms], options["arm_templates"]),
+            "arms": arms_of(
+                [(arm, options["weight"]) for arm in arms], options["arm_templates"], options["arms_on_base"]
+            ),
             "sampling": {"max_new_tokens": options["max_new_tokens"]},
             "dtype": options["dtype"],
         }

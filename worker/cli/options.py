@@ -1,5 +1,6 @@
 """Options that describe a job, shared by the commands that submit one."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +11,14 @@ from pydantic import ValidationError
 
 from db.datasets import Columns, DatasetSource, Template
 from models.errors import SpecError
+from models.references import existing_path
 from worker.submission import Submission
 
 FORMATS = ("jsonl", "csv", "parquet")
 LARGEST_WEIGHT = 1e4
+NAME = re.compile(r"[^\s=,/]{1,128}")
+SEPARATORS = re.compile(r"[\s=,]+")
+"""What a folder's name may have, and an ARM's may not."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -91,6 +96,10 @@ JOB_OPTIONS = (
         "--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE",
         help="A Jinja chat template for an ARM, instead of its own.",
     ),
+    click.option(
+        "--arm-on-base", "arms_on_base", multiple=True, metavar="NAME",
+        help="This ARM is a LoRA adapter of the base, whatever its files say that it was trained on. Repeatable.",
+    ),
     click.option("--system", metavar="TEXT", help="System message before each prompt."),
     click.option("--raw", is_flag=True, help="Use prompts as they stand, without chat templates."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
@@ -155,7 +164,7 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
     """
     spec = {
         "base": absolute(options["base"]),
-        "arms": arms_of(options["arms"], options["arm_templates"]),
+        "arms": arms_of(options["arms"], options["arm_templates"], options["arms_on_base"]),
         "samples": options["samples"],
         "sampling": {name: options[name] for name in SAMPLING},
         "system": options["system"],
@@ -173,20 +182,28 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
     )
 
 
-def arms_of(named_refs: Sequence[tuple[str, float]], template_files: Sequence[str]) -> list[dict[str, Any]]:
+def arms_of(
+    named_refs: Sequence[tuple[str, float]], template_files: Sequence[str], on_base: Sequence[str]
+) -> list[dict[str, Any]]:
     """ARMs as a spec has them.
 
     Args:
         named_refs: [NAME=]REF and the weight of each.
         template_files: NAME=FILE.
+        on_base: names of ARMs that ride on the base.
 
     Raises:
-        SpecError: a template cannot be read or is for no ARM.
+        SpecError: a template cannot be read, it or `on_base` is for no ARM, or a reference gives no name.
     """
     templates = dict(_template(pair) for pair in template_files)
-    arms = [_arm(ref, weight, templates) for ref, weight in named_refs]
+    arms = [_arm(ref, weight, templates, on_base) for ref, weight in named_refs]
+    names = [arm["name"] for arm in arms]
     if templates:
-        raise SpecError(f"--arm-template {next(iter(templates))}=…: no ARM has this name")
+        raise SpecError(
+            f"--arm-template {next(iter(templates))}=…: no ARM has this name (there are: {', '.join(names)})"
+        )
+    if unknown := sorted(set(on_base) - set(names)):
+        raise SpecError(f"--arm-on-base {unknown[0]}: no ARM has this name (there are: {', '.join(names)})")
     return arms
 
 
@@ -201,11 +218,35 @@ def _sweep(text: str) -> tuple[str, list[float]]:
     return name, weights
 
 
-def _arm(named_ref: str, weight: float, templates: dict[str, str]) -> dict[str, Any]:
+def _arm(named_ref: str, weight: float, templates: dict[str, str], on_base: Sequence[str]) -> dict[str, Any]:
+    name, ref = _name_and_ref(named_ref)
+    return {
+        "name": name,
+        "ref": absolute(ref),
+        "weight": weight,
+        "template": templates.pop(name, None),
+        "on_base": name in on_base,
+    }
+
+
+def _name_and_ref(named_ref: str) -> tuple[str, str]:
+    """An ARM's name and reference: NAME=REF, or a reference, which may itself be a path with `=` in it.
+
+    Without a name it has that of its folder or repository, with `-` for spaces, commas and `=`.
+    """
+    path = existing_path(named_ref)
     name, separator, ref = named_ref.partition("=")
-    if not separator:
-        name, ref = Path(named_ref).name, named_ref
-    return {"name": name, "ref": absolute(ref), "weight": weight, "template": templates.pop(name, None)}
+    if separator and path is None and "/" not in name:
+        if NAME.fullmatch(name) is None:
+            raise SpecError(f"--arm {named_ref}: {name!r} cannot be an ARM's name: no spaces, commas; write NAME=REF")
+        return name, ref
+    if separator and path is not None and NAME.fullmatch(name) and existing_path(ref) is not None:
+        raise SpecError(f"--arm {named_ref}: may mean two folders; write ./{named_ref}, or {name}=./{ref}")
+    last = Path(named_ref) if path is None else path if path.name not in ("", "..") else path.resolve()
+    own = SEPARATORS.sub("-", last.name)
+    if NAME.fullmatch(own) is None:
+        raise SpecError(f"--arm {named_ref}: give the ARM a name of 128 letters at most: NAME=REF")
+    return own, named_ref
 
 
 def _template(pair: str) -> tuple[str, str]:
@@ -217,9 +258,10 @@ def _template(pair: str) -> tuple[str, str]:
 
 
 def absolute(ref: str) -> str:
-    """A path that exists here, made whole, since the worker runs elsewhere; another reference as it is."""
-    try:
-        path = Path(ref).expanduser()
-    except RuntimeError:  # the home folder of nobody; a model that is not found is named later
-        return ref
-    return str(path.resolve()) if path.exists() else ref
+    """A path that exists here, made whole, since the worker runs elsewhere; another reference as it is.
+
+    Raises:
+        ModelNotFoundError: a folder on the way to it may not be read.
+    """
+    path = existing_path(ref)
+    return ref if path is None else str(path.resolve())

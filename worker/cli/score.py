@@ -40,7 +40,7 @@ def score(
     Example:
         genarm score responses.jsonl -o scored.parquet --arm examples/arms/positive
     """
-    specs = arms_of([(arm, 1.0) for arm in arms], options["arm_templates"])
+    specs = arms_of([(arm, 1.0) for arm in arms], options["arm_templates"], options["arms_on_base"])
     spec = {
         "base": absolute(base) if base is not None else specs[0]["ref"],
         "arms": specs,
