@@ -103,7 +103,8 @@ def _fitting(cells: list[str], header: list[str], place: str) -> list[str]:
     cells = _without_empty_end(cells, len(header))
     if len(cells) != len(header):
         difference = "more" if len(cells) > len(header) else "fewer"
-        raise DatasetError(f"{place}: has {difference} fields than the header ({len(cells)}, not {len(header)})")
+        hint = "; a cell that holds the separator stands in quotes" if len(cells) > len(header) else ""
+        raise DatasetError(f"{place}: has {difference} fields than the header ({len(cells)}, not {len(header)}){hint}")
     return cells
 
 

@@ -100,7 +100,7 @@ def _mode_of(name: str) -> int:
 
 def _read_hub(source: DatasetSource) -> Iterator[PlacedRow]:
     name = source.name.removeprefix(HUB)
-    if _mode_of(name):
+    if S_ISDIR(_mode_of(name)):
         return _read_folder(source)
     return read_hub(name, source.config, source.split)
 

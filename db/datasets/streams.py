@@ -57,7 +57,8 @@ def text_pieces(source: str) -> Iterator[str]:
                 number += piece.endswith(b"\n")
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{source}, line {number}: is not UTF-8 ({error.reason} at byte {error.start})") from None
+        where = f"{error.reason} at byte {error.start}"
+        raise DatasetError(f"{source}, line {number}: is not UTF-8 ({where}); save it as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         reason = reason_of(error)
         raise DatasetError(f"{source}, after line {number - 1}: its compression is broken ({reason})") from None

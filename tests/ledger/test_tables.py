@@ -143,6 +143,13 @@ def test_what_looks_like_a_file_that_is_not_there_is_not_looked_for_on_the_hub(t
         read(name)
 
 
+def test_hf_means_a_folder_or_the_hub_and_never_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    with pytest.raises(DatasetError, match=r"rows\.jsonl: cannot be read as a Hugging Face dataset"):
+        read("hf:rows.jsonl")
+
+
 @pytest.mark.parametrize("name", ["hf:nothing/here", "nothing/here"])
 def test_a_dataset_that_the_hub_lacks_is_named(name, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
