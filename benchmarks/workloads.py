@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, base: str, home: Path, device: str, turns: int, vllm: str | None, stack: ExitStack) -> None:
         self.turns = turns
-        self.placement = Placement.choose(device, "auto")
+        self.placement = Placement.choose(device, "auto", None)
         description = describe(base, home)
         self.config, self.tokenizer = description.config, description.tokenizer
         self.base = str(description.source.folder.resolve())

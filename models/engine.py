@@ -53,8 +53,8 @@ class EngineSettings:
     """KV cache of each backbone; None: a share of what the models leave of the memory for them."""
     model_memory_bytes: int | None = None
     """For models and their KV caches; the least recently used are dropped for others. None: a share of the memory."""
-    use_kernels: bool = True
-    """Run models on the CPU with our own kernels, where there is a C compiler; else with PyTorch's operations."""
+    use_kernels: bool | None = None
+    """Run models on the CPU with our own kernels, or with PyTorch's operations; None: with what is faster there."""
 
     static_decode: bool | None = None
     """Run decodes in static shapes, on CUDA as graphs; None: on CUDA. Not where the kernels run, which need none."""

@@ -4,6 +4,7 @@ import gc
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from models.fitting import kv_bytes_per_token
 from models.guided import GuidedModel, LoadedModel
 from models.loading import Description, DeviceMap, describe, load_weights
 from models.memory import LEAST_CACHE_SHARE, WANTED_CACHE_SHARE, cache_bytes, default_budget, model_bytes, stored_bytes
-from models.native.kernels import kernels_for
+from models.native.choice import auto_dtype, chosen_kernels
+from models.native.kernels import Kernels
 from models.rendering import Renderer
 from models.residents import Resident
 from models.shelf import GiveUp, Shelf, Turn
 from models.spec import GenerationSpec
+from models.units import readable_size
 from models.vocabulary import require_fit
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,10 +43,15 @@ class Placement:
     dtype: torch.dtype
 
     @classmethod
-    def choose(cls, device: str, dtype: str) -> "Placement":
-        """Resolve `auto`: CUDA where present, and bfloat16 where the device computes in it, else float32.
+    def choose(cls, device: str, dtype: str, use_kernels: bool | None = False) -> "Placement":
+        """Resolve `auto`: CUDA where present; bfloat16 where the device computes in it or the kernels are faster in it.
 
         float16 is never chosen: it has too small a range for models that were trained in bfloat16.
+
+        Args:
+            device: auto, cpu, cuda or cuda:N.
+            dtype: auto, or a name of DTYPES.
+            use_kernels: as of `auto_dtype`, for models on the CPU.
 
         Raises:
             SpecError: the device or dtype has no such name, or the device is not there.
@@ -57,17 +65,31 @@ class Placement:
         if chosen.index is not None and chosen.type == "cuda" and chosen.index >= torch.cuda.device_count():
             raise SpecError(f"device {device!r}: there are {torch.cuda.device_count()} CUDA devices here, from cuda:0")
         if dtype == "auto":
-            return cls(chosen, torch.bfloat16 if _supports_bfloat16(chosen) else torch.float32)
+            return cls(chosen, torch.bfloat16 if _supports_bfloat16(chosen, use_kernels) else torch.float32)
         if dtype not in DTYPES:
             raise SpecError(f"dtype {dtype!r}: use auto, {', '.join(DTYPES)}")
         return cls(chosen, DTYPES[dtype])
 
 
-def _supports_bfloat16(device: torch.device) -> bool:
+def _supports_bfloat16(device: torch.device, use_kernels: bool | None) -> bool:
     if device.type == "cuda":
         with torch.cuda.device(device):
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return auto_dtype(use_kernels) == torch.bfloat16
+
+
+def prepare(device: str, dtype: str, use_kernels: bool | None) -> Placement:
+    """Do at once what the first model would wait for: compile the kernels and measure them; arguments as of `choose`.
+
+    Raises:
+        SpecError: as `choose`; or the kernels are demanded, and cannot be had.
+    """
+    placement = Placement.choose(device, dtype, use_kernels)
+    kernels = chosen_kernels(placement.dtype, use_kernels) if placement.device.type == "cpu" else None
+    how = "our kernels" if kernels is not None else "PyTorch's operations"
+    name = str(placement.dtype).removeprefix("torch.")
+    log.info("models run on %s with %s, in %s where a job leaves its dtype open", placement.device, how, name)
+    return placement
 
 
 def describe_spec(spec: GenerationSpec, home: Path) -> tuple[Description, list[Description]]:
@@ -93,6 +115,7 @@ class Attached:
 
     backbone: Backbone
     name: str
+    ref: str
 
 
 class Zoo:
@@ -103,7 +126,7 @@ class Zoo:
         device, dtype: where to run and in what precision; a spec's own dtype goes first.
         cache_bytes: KV cache of each backbone; None: a share of what the models leave of the memory for them.
         memory_bytes: for models and their KV caches; None: a share of the device's memory.
-        use_kernels: run models on the CPU with our own kernels where they can be compiled.
+        use_kernels: run models on the CPU with our own kernels, or with PyTorch's operations; None: what is faster.
         static_decode: run decodes in static shapes; None: on CUDA, as graphs.
         device_map: spreads a model's layers over devices, instead of one; see `load_weights`.
         running: held while a loaded backbone is changed, so that no forward pass sees half an adapter, and while the
@@ -116,7 +139,7 @@ class Zoo:
         device: str,
         dtype: str,
         cache_bytes: int | None,
-        use_kernels: bool,
+        use_kernels: bool | None,
         running: threading.RLock,
         memory_bytes: int | None = None,
         static_decode: bool | None = None,
@@ -166,7 +189,8 @@ class Zoo:
             raise ModelsError(f"{spec.base} and its ARMs cannot be loaded ({what}); the log says where") from error
 
     def _load(self, spec: GenerationSpec, give_up: GiveUp | None) -> GuidedModel:
-        placement = Placement.choose(self._device, spec.dtype if spec.dtype != "auto" else self._dtype)
+        dtype = spec.dtype if spec.dtype != "auto" else self._dtype
+        placement = Placement.choose(self._device, dtype, self._use_kernels)
         base, arms = describe_spec(spec, self._home)
         shelf = self._shelf_on(placement.device)
         keys = list(dict.fromkeys(key for one in (base, *arms) for key in _keys(one, placement.dtype)))
@@ -282,16 +306,24 @@ class Zoo:
     def _weight_bytes(self, description: Description, placement: Placement) -> int:
         size = stored_bytes(description.backbone.folder, placement.dtype)
         config = description.config.get_text_config()
-        if self._use_kernels and placement.device.type == "cpu" and config.tie_word_embeddings:
+        if config.tie_word_embeddings and self._kernels(placement) is not None:
             size += config.vocab_size * config.hidden_size * placement.dtype.itemsize  # the LM head is packed apart
         return size
 
     def _backbone(self, description: Description, placement: Placement, cache_bytes: int) -> Backbone:
-        kernels = kernels_for(placement.device, placement.dtype) if self._use_kernels else None
         static = placement.device.type == "cuda" if self._static_decode is None else self._static_decode
-        ref = description.backbone.ref
+        ref, dtype = description.backbone.ref, str(placement.dtype).removeprefix("torch.")
+        size = stored_bytes(description.backbone.folder, placement.dtype)
+        log.info("loading %s: %s in %s to %s", ref, readable_size(size), dtype, placement.device)
+        started = time.monotonic()
         model = load_weights(description, placement.dtype, placement.device, self._device_map)
-        return Backbone(model, ref, cache_bytes, kernels, static)
+        backbone = Backbone(model, ref, cache_bytes, self._kernels(placement), static)
+        seconds = time.monotonic() - started
+        log.info("loaded %s in %.1f s, with a KV cache of %s", ref, seconds, readable_size(cache_bytes))
+        return backbone
+
+    def _kernels(self, placement: Placement) -> Kernels | None:
+        return chosen_kernels(placement.dtype, self._use_kernels) if placement.device.type == "cpu" else None
 
     def _attached(self, description: Description, backbone: Backbone) -> tuple[Attached, int]:
         """An adapter, attached to its backbone under a name that no other ever had there, and its bytes."""
@@ -305,7 +337,8 @@ class Zoo:
                 backbone.detach(name)
                 raise
         size = sum((update.a.numel() + update.b.numel()) * backbone.dtype.itemsize for update in updates.values())
-        return Attached(backbone, name), size
+        log.info("attached the adapter %s to %s: %s", adapter.ref, backbone.ref, readable_size(size))
+        return Attached(backbone, name, adapter.ref), size
 
     def _drop(self, items: list[Any]) -> None:
         """Let go of what was evicted, and of its memory."""
@@ -314,8 +347,7 @@ class Zoo:
             if isinstance(item, Attached):
                 with self._running:
                     item.backbone.detach(item.name)
-            else:
-                log.info("dropped %s from memory for other models", item.ref)
+            log.info("dropped %s from memory for other models", item.ref)
         item = None
         with self._running:
             gc.collect()  # rows that are done still know their backbone, in cycles

@@ -5,14 +5,16 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
 from kombu import Queue
 
-from worker import logs, serving, tasks, tracing, transport
+from worker import logs, quiet, serving, tasks, tracing, transport
+from worker.announcing import telling
 from worker.broker import TRANSPORT_OPTIONS
-from worker.embedded import redis_server
+from worker.embedded import READY, redis_server
 from worker.endpoint import endpoint
 from worker.engines import EngineFactory, make_engine
 from worker.service import Service
@@ -93,7 +95,7 @@ def run_worker(
 
     Args:
         options: Celery's own worker options.
-        ready_fd: gets one byte when the worker consumes messages.
+        ready_fd: gets a line when the worker consumes messages, and others before, where that takes a while.
         lifeline_fd: the worker stops when the other end of this pipe is closed.
 
     Raises:
@@ -104,10 +106,20 @@ def run_worker(
         TracingError: traces are wanted, and OpenTelemetry is not installed.
         click.UsageError: an option that Celery does not know.
     """
+
+    def tell(line: bytes) -> None:
+        if ready_fd is not None:
+            with suppress(BrokenPipeError):  # whoever started this worker has ended, and soon ends it
+                os.write(ready_fd, line + b"\n")
+
+    quiet.hush()
+    quiet.hush_bars()
+    logs.set_up(settings.log_format, getattr(logging, settings.log_level.upper()))  # until Celery has its own options
     with redis_server(settings):
         tracing.set_up(settings)
         app = make_app(serving.with_all_names(settings), engine_factory)
-        app.service.prepare()
+        with telling(lambda text: tell(text.encode())):
+            app.service.prepare()
         workers: list[Any] = []
         signals_seen: list[str] = []
 
@@ -118,8 +130,7 @@ def run_worker(
             logs.set_up(settings.log_format, loglevel, logfile)
 
         def on_ready(**_: Any) -> None:
-            if ready_fd is not None:
-                os.write(ready_fd, b"r")
+            tell(READY)
 
         def on_signal(sig: str, **_: Any) -> None:
             signals_seen.append(sig)

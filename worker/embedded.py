@@ -27,6 +27,8 @@ from worker.settings import Settings
 
 REDIS_START_SECONDS = 15.0
 WORKER_READY_SECONDS = 300.0
+READY = b"ready"
+"""The line that a worker writes to its `--ready-fd` when it takes messages; lines before it say what takes a while."""
 STOP_MARGIN_SECONDS = 10.0
 LOG_LINES = 15
 WORKER_COMMAND = (sys.executable, "-m", "worker")
@@ -207,17 +209,28 @@ class WorkerProcess:
         """The process id of the worker."""
         return self._process.pid
 
-    def wait_until_ready(self, seconds: float = WORKER_READY_SECONDS) -> None:
+    def wait_until_ready(
+        self, seconds: float = WORKER_READY_SECONDS, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         """Return when the worker consumes messages.
+
+        Args:
+            seconds: that it may take, and may take again for whatever it says that it does meanwhile.
+            tell: gets that, a line at a time.
 
         Raises:
             WorkerDiedError: it ended, or is not ready in time; the message holds the end of its log.
         """
-        readable, _, _ = select.select([self._ready], [], [], seconds)
-        if readable and os.read(self._ready, 1):
-            return
-        if readable:
-            self._process.wait(STOP_MARGIN_SECONDS)
+        said = b""
+        while select.select([self._ready], [], [], seconds)[0]:
+            if not (more := os.read(self._ready, 4096)):
+                self._process.wait(STOP_MARGIN_SECONDS)
+                break
+            *lines, said = (said + more).split(b"\n")
+            for line in lines:
+                if line == READY:
+                    return
+                tell(line.decode())
         self.check()
         raise self._death(f"was not ready after {seconds:.0f} s")
 
@@ -250,15 +263,22 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(settings: Settings, command: Sequence[str] = WORKER_COMMAND) -> Iterator[WorkerProcess]:
+def worker_process(
+    settings: Settings, command: Sequence[str] = WORKER_COMMAND, tell: Callable[[str], None] = lambda text: None
+) -> Iterator[WorkerProcess]:
     """Run a worker beside this process; it is ready when the block starts, and stopped when the block ends.
+
+    Args:
+        settings: of the worker.
+        command: that starts it.
+        tell: gets what it does before it is ready, where that takes a while; a line at a time.
 
     Raises:
         WorkerDiedError: the worker does not come up.
     """
     worker = WorkerProcess(settings, command)
     try:
-        worker.wait_until_ready()
+        worker.wait_until_ready(tell=tell)
         yield worker
     except BaseException:
         worker.stop(at_once=True)

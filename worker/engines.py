@@ -7,6 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from celery.utils.log import get_logger
+
 from db.jobs import Job
 from models.completion import Completion
 from models.errors import SpecError
@@ -19,6 +21,8 @@ from worker.settings import Settings
 
 if TYPE_CHECKING:
     from models.guided import GuidedModel
+
+log = get_logger(__name__)
 
 JOBS_KEPT = 64
 
@@ -41,12 +45,13 @@ def make_engine(settings: Settings) -> RowEngine:
     """The real engine; imports torch.
 
     Raises:
-        SpecError: there is no such device here; else every job would fail because of this worker.
+        SpecError: there is no such device here, or no kernels where they are demanded; else every job would fail
+            because of this worker.
     """
     from models.engine import Engine, EngineSettings
-    from models.zoo import Placement
+    from models.zoo import prepare
 
-    Placement.choose(settings.device, settings.dtype)
+    prepare(settings.device, settings.dtype, settings.use_kernels)
     if settings.device_map is not None and settings.device not in {"auto", "cuda"}:
         raise SpecError(
             f"GENARM_DEVICE_MAP spreads models over all GPUs, and GENARM_DEVICE says {settings.device!r}; leave that, "
@@ -62,6 +67,7 @@ def make_engine(settings: Settings) -> RowEngine:
             prefill_tokens=settings.prefill_tokens,
             kv_cache_bytes=settings.kv_cache_bytes,
             model_memory_bytes=settings.model_memory_bytes,
+            use_kernels=settings.use_kernels,
             static_decode=None if settings.cuda_graphs else False,
         )
     )
@@ -133,6 +139,9 @@ class Engines:
         admit(spec, self._settings, scores=job.kind == SCORE)
         if job.kind == SCORE:
             require_scorer(self.engine)
+        if known is None:
+            arms = ", ".join(arm.name for arm in spec.arms) or "none"
+            log.info("the first shard of %s: base %s, ARMs %s", job_id, spec.base, arms)
         loaded = LoadedJob(spec, self.engine.load(spec, give_up), job.kind)
         with self._lock:
             self._jobs[job_id] = loaded

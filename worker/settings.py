@@ -60,7 +60,14 @@ class Settings(BaseSettings):
         (), description="Bases whose jobs a worker takes, and no others; separated by commas, unset: all."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision for jobs that leave theirs open; auto: bfloat16 where the device supports it."
+        "auto",
+        description="Precision for jobs that leave theirs open; auto: bfloat16 where the device supports it, or where "
+        "the kernels are clearly faster in it.",
+    )
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto",
+        description="What runs models on a CPU: native, our kernels; torch, PyTorch's operations; auto: the kernels, "
+        "unless PyTorch was clearly faster when both were measured, once for this machine.",
     )
     max_running: int = Field(64, ge=1, description="Sequences that the engine generates at once.")
     prefill_tokens: int = Field(
@@ -150,6 +157,11 @@ class Settings(BaseSettings):
     @classmethod
     def _usable_broker(cls, url: SecretStr | None) -> SecretStr | None:
         return None if url is None else _checked(url, parse_broker_url)
+
+    @property
+    def use_kernels(self) -> bool | None:
+        """Whether our kernels run models on a CPU; None: where they are not clearly slower."""
+        return {"auto": None, "native": True, "torch": False}[self.kernels]
 
     @property
     def database_is_embedded(self) -> bool:

@@ -1,6 +1,7 @@
 """Compiles the kernels for this machine's CPU, once, with the C compiler that is there."""
 
 import ctypes
+import fcntl
 import hashlib
 import logging
 import os
@@ -8,7 +9,10 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +34,10 @@ ISAS = {
 }
 """Instruction sets to compile for, and the options that leave out what the machine has beyond them."""
 COMPILE_SECONDS = 300
+NO_COMPILER = (
+    f"no C compiler ({', '.join(COMPILERS)}): models run on PyTorch's operations, which is slower on most CPUs and not "
+    "the same bit for bit in every batch; install one (`apt-get install gcc`), or accept that with GENARM_KERNELS=torch"
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,22 @@ def held_to() -> str:
     return {"AVX2": "avx2", "DEFAULT": "sse"}.get(torch.backends.cpu.get_cpu_capability(), "native")
 
 
+def instruction_set() -> str:
+    """What the kernels are compiled for, for people: AVX2, AVX-512 with bfloat16, NEON, …"""
+    machine = platform.machine().lower()
+    if machine not in ("x86_64", "amd64"):
+        return "NEON" if machine in ("aarch64", "arm64") else machine
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512":
+        return "AVX-512 with bfloat16" if torch.cpu._is_avx512_bf16_supported() else "AVX-512"
+    return "SSE" if capability == "DEFAULT" else capability
+
+
+def find_compiler() -> str | None:
+    """Path of the C compiler."""
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+
+
 def find_build(define: str | None, isa: str | None = None) -> Build | None:
     """The library with a preprocessor symbol defined, for an instruction set; None where there is no C compiler.
 
@@ -91,14 +115,13 @@ def find_build(define: str | None, isa: str | None = None) -> Build | None:
         define: BFLOAT16, or None for float32.
         isa: a name of ISAS; None: what PyTorch is held to.
     """
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
+    if (compiler := find_compiler()) is None:
         return None
     options = (*([f"-D{define}"] if define else []), *FLAGS, *ISAS[isa or held_to()])
     digest = hashlib.sha256("\0".join([compiler, *options, _cpu()]).encode())
     for source in _sources("*.c") + _sources("*.h"):
         digest.update(source.read_bytes())
-    return Build(compiler, options, _folder() / f"kernels-{digest.hexdigest()[:16]}.so")
+    return Build(compiler, options, folder() / f"kernels-{digest.hexdigest()[:16]}.so")
 
 
 @cache
@@ -106,11 +129,10 @@ def library(define: str | None, isa: str | None = None) -> ctypes.CDLL | None:
     """The library of `find_build`, compiled where it is not yet; None where it cannot be (which is logged)."""
     build = find_build(define, isa)
     if build is None:
-        log.warning("no C compiler (%s): models run on PyTorch's own kernels, which is slower", ", ".join(COMPILERS))
+        log.warning(NO_COMPILER)
         return None
     try:
-        if not build.is_compiled:
-            build.compile()
+        compile_missing([build])
         return ctypes.CDLL(str(build.path))
     except (OSError, subprocess.SubprocessError) as error:
         stderr = getattr(error, "stderr", None) or b""
@@ -122,20 +144,53 @@ def library(define: str | None, isa: str | None = None) -> ctypes.CDLL | None:
         return None
 
 
+def compile_missing(builds: Sequence[Build]) -> None:
+    """Compile libraries side by side, where they are not there, and say so in the log before and after.
+
+    Raises:
+        OSError, subprocess.SubprocessError: the compiler fails, or takes too long.
+    """
+    if all(build.is_compiled for build in builds):
+        return
+    with alone():
+        missing = [build for build in builds if not build.is_compiled]
+        if not missing:
+            return
+        log.info("compiling the CPU kernels for %s, once for this machine (about 20 s)", instruction_set())
+        started = time.monotonic()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(Build.compile, missing))
+        log.info("compiled the CPU kernels in %.0f s", time.monotonic() - started)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one process at a time compile or measure; others wait, and find what it has kept."""
+    with (folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process, which compiles or measures the CPU kernels")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            log.debug("no locks in %s: two processes may do the same work", folder())
+        yield
+
+
 def _sources(pattern: str) -> list[Path]:
     return sorted(Path(__file__).parent.glob(pattern))
 
 
 @cache
-def _folder() -> Path:
+def folder() -> Path:
     """Where compiled kernels are kept; a folder of this process alone where the user's cache cannot be written."""
-    folder = platformdirs.user_cache_path("genarm") / "kernels"
+    path = platformdirs.user_cache_path("genarm") / "kernels"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.mkdtemp(prefix="genarm-"))
-    if os.access(folder, os.W_OK) and folder.stat().st_uid == os.getuid():
-        return folder
+    if os.access(path, os.W_OK) and path.stat().st_uid == os.getuid():
+        return path
     return Path(tempfile.mkdtemp(prefix="genarm-"))
 
 

@@ -44,7 +44,7 @@ def genarm(tmp_path, environment):
     def run(*arguments, stdin=None, **settings):
         return subprocess.run(
             [*COMMAND, *map(str, arguments)],
-            cwd=tmp_path, env=environment | settings, input=stdin, capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env=environment | settings, input=stdin, capture_output=True, text=True, timeout=280,
             check=False,
         )  # fmt: skip
 

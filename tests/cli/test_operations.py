@@ -1,6 +1,8 @@
 """The commands around jobs: training, servers, migrations, the doctor."""
 
 import json
+import os
+import re
 import signal
 
 import pytest
@@ -8,6 +10,8 @@ from click.testing import CliRunner
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from models.native import build, choice
+from tests.tiny_models import make_adapter
 from worker import serving
 from worker.cli.main import main
 
@@ -80,6 +84,92 @@ def test_the_doctor_finds_nothing_wrong_where_nothing_is_and_names_what_is(genar
     wrong = {row["check"] for row in map(json.loads, findings.stdout.splitlines()) if not row["ok"]}
     assert wrong == {"database", "redis", "models"}
     assert "secret" not in findings.stdout + findings.stderr
+
+
+@pytest.fixture
+def kernels_found(genarm_here, monkeypatch, tmp_path):
+    """What the doctor says of kernels that nobody has compiled yet, and its exit code."""
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
+    monkeypatch.setattr(choice, "folder", lambda: tmp_path)
+
+    def found():
+        done = genarm_here("doctor", "--json")
+        (row,) = [row for row in map(json.loads, done.stdout.splitlines()) if row["check"] == "kernels"]
+        return row["found"], done.exit_code
+
+    return found
+
+
+def test_the_doctor_says_whether_the_kernels_are_compiled_and_what_to_do(kernels_found, monkeypatch):
+    found, code = kernels_found()
+    assert found.startswith("not compiled yet") and build.instruction_set() in found and build.find_compiler() in found
+    assert code == 0
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    found, code = kernels_found()
+    assert "apt-get install gcc" in found and "GENARM_KERNELS=torch" in found
+    assert code == 0
+    monkeypatch.setenv("GENARM_KERNELS", "native")
+    assert kernels_found() == (found, 1)
+    monkeypatch.setenv("GENARM_KERNELS", "torch")
+    assert kernels_found() == ("not used: GENARM_KERNELS=torch", 0)
+
+
+def assert_log_tells_what_was_done(log, base, arm):
+    """The events in their order, and nothing of libraries: no warning, no progress bar."""
+    events = [
+        r"models run on cpu with (our kernels|PyTorch's operations), in float32 ",
+        rf"the first shard of job-\w+: base {base}, ARMs arm, lora \[job=job-\w+ shard=\d+\]",
+        rf"loading {base}: \d+\.\d KiB in float32 to cpu",
+        rf"loaded {base} in \d+\.\d s, with a KV cache of \d+\.\d GiB",
+        rf"loading {arm}: ",
+        rf"loaded {arm} in ",
+        rf"attached the adapter \S+lora to {base}: \d+\.\d KiB",
+        r"shard \d+ of job-\w+: 4 rows",
+    ]
+    assert re.search(".*".join(f"INFO [^\n]*{event}" for event in events), log, re.DOTALL), log
+    assert "%|" not in log
+    assert [line for line in log.splitlines() if "Warning" in line and "SecurityWarning" not in line] == []
+
+
+@pytest.fixture
+def new_machine(tmp_path):
+    """The environment of a machine that has compiled nothing yet; its compiler optimises nothing, to be quick."""
+    compiler = tmp_path / "bin" / "cc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\nexec {build.find_compiler()} "$@" -O0\n')
+    compiler.chmod(0o755)
+    path = f"{compiler.parent}{os.pathsep}{os.environ['PATH']}"
+    return {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path}
+
+
+def test_commands_tell_that_the_kernels_are_compiled_and_the_log_what_the_worker_does(
+    genarm, new_machine, models, prompts, tmp_path
+):
+    make_adapter(tmp_path / "lora", models / "base")
+    words = ["--base", models / "base", "--arm", models / "arm", "1", "--arm", "lora", "1", "--max-new-tokens", "3"]
+    run = genarm("run", prompts, "-o", "out.jsonl", *words, **new_machine)
+    assert run.returncode == 3, run.stderr
+    assert_log_tells_what_was_done((tmp_path / ".genarm" / "worker.log").read_text(), models / "base", models / "arm")
+    told = [line for line in run.stderr.splitlines() if "compil" in line or "measur" in line]
+    assert [line.split()[0] for line in told] == ["compiling", "compiled", "measuring", "measured"]
+    assert told[0].endswith("once for this machine (about 20 s)")
+    assert all(line in (tmp_path / ".genarm" / "worker.log").read_text() for line in told)
+
+    asked = {"GENARM_DTYPE": "auto", **new_machine}
+    check = genarm("arm", "check", models / "base", models / "arm", "--max-new-tokens", "2", **asked)
+    assert (check.returncode, check.stderr) == (0, "")  # both are kept
+    anew = genarm("doctor", "--measure", **asked)
+    measuring, measured = anew.stderr.splitlines()
+    assert measuring.startswith("measuring")
+    assert measured.removeprefix("measured ") in anew.stdout
+
+
+def test_a_worker_that_runs_with_kernels_that_cannot_be_had_does_not_start(genarm, models, prompts, tmp_path):
+    settings = {"GENARM_KERNELS": "native", "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    refused = genarm("run", prompts, "-o", "out.jsonl", "--base", models / "base", **settings)
+    assert refused.returncode != 0
+    assert "Error: " in refused.stderr and "apt-get install gcc" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_job_whose_base_no_worker_serves_says_what_it_waits_for(

@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import platformdirs
 import pytest
 import redis
 import sqlalchemy as sa
@@ -113,6 +114,7 @@ class Topology:
         return environment(self.services[service], replaced) | {
             "PYTHONPATH": str(Path.cwd()),
             "GENARM_DTYPE": "float32",
+            "XDG_CACHE_HOME": str(platformdirs.user_cache_path()),  # nothing is compiled again
         }
 
     def start_service(self, name, metrics_port=1):

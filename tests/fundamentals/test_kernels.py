@@ -291,7 +291,7 @@ def test_no_compiler_means_pytorchs_operations(monkeypatch: pytest.MonkeyPatch, 
 def test_a_failing_compiler_means_pytorchs_operations(
     monkeypatch: pytest.MonkeyPatch, caplog: Any, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(build, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
     monkeypatch.setattr(build, "FLAGS", ("-no-such-flag",))
     build.library.cache_clear()
     try:
@@ -303,7 +303,7 @@ def test_a_failing_compiler_means_pytorchs_operations(
 
 
 def test_compiled_kernels_are_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setattr(build, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(build, "folder", lambda: tmp_path)
     first, other = build.find_build(None), build.find_build("BFLOAT16")
     assert first is not None and other is not None
     assert not first.is_compiled

@@ -161,7 +161,7 @@ def test_a_job_that_does_not_fit_alone_is_refused_with_the_remedy(
 
 
 def test_adapters_are_dropped_one_by_one_while_their_base_stays(
-    tmp_path: Path, make_engine: Any, budget_of: Any
+    tmp_path: Path, make_engine: Any, budget_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = make_model(tmp_path / "base")
     adapters = [make_adapter(tmp_path / f"adapter{index}", base, seed=index) for index in range(3)]
@@ -170,8 +170,12 @@ def test_adapters_are_dropped_one_by_one_while_their_base_stays(
     size = stored_bytes(adapters[0], torch.float32)
     engine = make_engine(kv_cache_bytes=CACHE, model_memory_bytes=budget_of(base) + 2 * size)
     backbone = weakref.ref(engine.load(GenerationSpec.parse(spec_of(base))).base.backbone)
-    for _ in range(2):
-        assert [run(engine, spec) for spec in specs] == expected
+    with caplog.at_level("INFO", "models.zoo"):
+        for _ in range(2):
+            assert [run(engine, spec) for spec in specs] == expected
+    dropped = [record.getMessage() for record in caplog.records if record.getMessage().startswith("dropped")]
+    assert set(dropped) == {f"dropped {adapter} from memory for other models" for adapter in adapters}
+    assert len(dropped) == engine.stats().model_evictions
     assert engine.stats().model_evictions >= 3
     assert backbone() is engine._zoo.backbones[0]
     riding = updates_on(backbone())

@@ -1,12 +1,13 @@
 """`genarm arm check`: whether ARMs fit a base, what they cost, and one guided sample."""
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from models.units import readable_size
+from worker.announcing import telling
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.options import absolute, arms_of, json_option
@@ -55,7 +56,6 @@ def check(
     from models.spec import GenerationSpec
     from models.zoo import Placement
 
-    warnings.simplefilter("ignore")  # transformers' and peft's, about each other and about where the backbone lies
     settings = Settings()
     spec = GenerationSpec.parse(
         {
@@ -68,12 +68,13 @@ def check(
         }
     )
     chosen = options["dtype"] if options["dtype"] != "auto" else settings.dtype
-    placement = Placement.choose(options["device"] or settings.device, chosen)
+    with telling(console.note):
+        placement = Placement.choose(options["device"] or settings.device, chosen, settings.use_kernels)
     with console.status("Reading the models"):
         found = fit(spec, settings.home, placement.dtype)
     sample = None
     if found.fits and not no_sample:
-        with console.status("Generating a sample"):
+        with console.status("Generating a sample"), telling(console.note):
             sample = _sample(spec, settings, str(placement.device), options["prompt"])
     dtype = str(placement.dtype).removeprefix("torch.")
     if as_json:
@@ -92,7 +93,15 @@ def _sample(spec: Any, settings: Settings, device: str, prompt: str) -> "Complet
     from models.engine import Engine, EngineSettings
     from models.spec import PromptRow
 
-    engine = Engine(EngineSettings(home=settings.home, device=device, dtype=settings.dtype, max_running=1))
+    engine = Engine(
+        EngineSettings(
+            home=settings.home,
+            device=device,
+            dtype=settings.dtype,
+            max_running=1,
+            use_kernels=settings.use_kernels,
+        )
+    )
     engine.start()
     try:
         completions = engine.submit(engine.load(spec), PromptRow.parse({"prompt": prompt}, 0, spec)).result()
@@ -105,8 +114,9 @@ def _lines(base: str, found: "Fit", dtype: str, sample: "Completion | None") -> 
     yield f"base {base}: {_cost(found.cost, dtype)}, {found.base.context_tokens} tokens of context"
     for arm in found.arms:
         yield from _arm_lines(arm, found, dtype)
+    weights, cache = readable_size(found.weight_bytes), readable_size(found.kv_bytes_per_token)
     yield (
-        f"together: {_size(found.weight_bytes)} of weights, {_size(found.kv_bytes_per_token)} of KV cache per token, "
+        f"together: {weights} of weights, {cache} of KV cache per token, "
         f"{found.passes_per_token} forward {'pass' if found.passes_per_token == 1 else 'passes'} per token "
         f"({found.compute_ratio:.2f} times the base's arithmetic)"
     )
@@ -134,15 +144,8 @@ def _arm_lines(arm: "ArmFit", found: "Fit", dtype: str) -> Iterator[str]:
 
 
 def _cost(cost: "Cost", dtype: str) -> str:
-    return f"{_size(cost.weight_bytes)} of weights in {dtype}, {_size(cost.kv_bytes_per_token)} of KV cache per token"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
+    weights, cache = readable_size(cost.weight_bytes), readable_size(cost.kv_bytes_per_token)
+    return f"{weights} of weights in {dtype}, {cache} of KV cache per token"
 
 
 def _facts(found: "Fit", dtype: str, sample: "Completion | None") -> dict[str, Any]:

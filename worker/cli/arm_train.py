@@ -4,7 +4,6 @@ import hashlib
 import json
 import shlex
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -106,7 +105,6 @@ def train(context: click.Context, /, pairs: str, as_json: bool, **options: Any) 
     from models.training.checkpoint import newest
     from models.training.run import TrainingRun, TrainingStopped, is_main_process, train_arm
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' and peft's, about each other
     source, eval_source = _sources(pairs, options)
     run = TrainingRun(
         base=options["base"],

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 import db.waiting
 from db.errors import DbError
 from db.session import check_schema, connect, redacted
+from worker.announcing import telling
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.options import json_option
@@ -43,15 +44,21 @@ class Finding:
 
 
 @click.command()
+@click.option(
+    "--measure", is_flag=True, help="Measure anew what runs models fastest on this CPU; compiles the kernels."
+)
 @json_option
 @click.pass_context
-def doctor(context: click.Context, /, as_json: bool) -> None:
+def doctor(context: click.Context, /, measure: bool, as_json: bool) -> None:
     """Check the settings, the database, Redis and the device, and say in words what is wrong.
 
     \b
-    Example:
+    Examples:
         genarm doctor
+        genarm doctor --measure
     """
+    if measure:
+        _measure()
     findings = _findings()
     for finding in findings if as_json else []:
         console.out_json(asdict(finding))
@@ -70,7 +77,9 @@ def _findings() -> list[Finding]:
         settings = Settings()
     except ValidationError as error:
         return unknown + [Finding("settings", False, f"{name}: {fault}") for name, fault in faults(error).items()]
-    checks: list[Callable[[Settings], Finding]] = [_home, _database, _broker, _workers, _models, _device, _extras]
+    checks: list[Callable[[Settings], Finding]] = [
+        _home, _database, _broker, _workers, _models, _device, _kernels, _extras,
+    ]  # fmt: skip
     return unknown + [check(settings) for check in checks]
 
 
@@ -142,15 +151,34 @@ def _models(settings: Settings) -> Finding:
 def _device(settings: Settings) -> Finding:
     from models.errors import ModelsError
     from models.memory import default_budget
+    from models.native.choice import is_known
     from models.zoo import Placement
 
+    has_dtype = settings.dtype != "auto" or is_known(settings.use_kernels)
     try:
-        placement = Placement.choose(settings.device, settings.dtype)
+        placement = Placement.choose(settings.device, settings.dtype, settings.use_kernels if has_dtype else False)
     except ModelsError as error:
         return Finding("device", False, str(error))
     memory = settings.model_memory_bytes or default_budget(placement.device)
-    dtype = str(placement.dtype).removeprefix("torch.")
+    dtype = str(placement.dtype).removeprefix("torch.") if has_dtype else "dtype not measured yet"
     return Finding("device", True, f"{placement.device}, {dtype}, {memory / 2**30:.1f} GiB for models")
+
+
+def _measure() -> None:
+    from models.native.choice import measured_speeds
+
+    with console.status("Measuring"), telling(console.note):
+        measured_speeds(anew=True)
+
+
+def _kernels(settings: Settings) -> Finding:
+    """Whether the kernels for the CPU are compiled, and what was measured."""
+    from models.native.build import find_compiler
+    from models.native.choice import state
+
+    if settings.use_kernels is False:
+        return Finding("kernels", True, "not used: GENARM_KERNELS=torch")
+    return Finding("kernels", find_compiler() is not None or settings.use_kernels is None, state())
 
 
 def _extras(settings: Settings) -> Finding:

@@ -1,12 +1,12 @@
 """The root command; the groups are imported when they are used."""
 
-import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
 
 import click
 
+from worker import quiet
 from worker.cli.errors import Group
 
 COMMANDS = {
@@ -39,10 +39,6 @@ class LazyGroup(Group):
         return command
 
 
-if not sys.stderr.isatty():
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars that libraries draw (a .gguf conversion); read when tqdm loads
-
-
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("genarm"), prog_name="genarm")
 def main() -> None:
@@ -54,3 +50,6 @@ def main() -> None:
     Example:
         genarm run prompts.jsonl -o out.jsonl --base HuggingFaceTB/SmolLM2-135M-Instruct --arm examples/arms/positive 1
     """
+    quiet.hush()
+    if not sys.stderr.isatty():
+        quiet.hush_bars()

@@ -90,7 +90,7 @@ def _worked_off(ledger: Ledger, settings: Settings, job: Job) -> JobProgress:
     with ExitStack() as stack:
         with console.status("starting Redis and a worker"):
             stack.enter_context(redis_server(settings))
-            worker = stack.enter_context(worker_process(settings))
+            worker = stack.enter_context(worker_process(settings, tell=console.note))
         look_at_redis = redis_check(settings)
 
         def check() -> None:

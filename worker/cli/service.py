@@ -63,7 +63,7 @@ def up(as_json: bool) -> None:
     with ExitStack() as stack:
         with console.status("starting Redis and a worker"):
             stack.enter_context(redis_server(settings))
-            process = stack.enter_context(worker_process(settings))
+            process = stack.enter_context(worker_process(settings, tell=console.note))
         ready = f"Ready: `genarm job submit …` in {settings.home.parent}; the log is {process.log}; Ctrl-C stops."
         console.fact({"ready": True, "home": settings.home, "log": process.log, "pid": process.pid}, ready, as_json)
         try:
