@@ -14,6 +14,7 @@ from typing import Any
 from models.errors import ModelNotFoundError, UnsupportedModelError
 from models.model_names import HUB_ID, declared_model, is_same_model, model_name
 from models.registry import Registry, is_plain_name, registry_of
+from models.rights import give_usual_rights
 
 DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 HUB_FILES = [*DESCRIPTION_FILES, "*.safetensors"]
@@ -257,6 +258,7 @@ def _converted_gguf(path: Path, home: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
         _convert_gguf(path, partial)
+        give_usual_rights((partial, *partial.iterdir()))
         partial.replace(target)
     except OSError:
         if not target.is_dir():

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from models.rights import give_usual_rights
 from models.training.encoding import EncodedPair, collate
 from models.training.objective import sequence_rewards
 
@@ -72,6 +73,7 @@ def _write(path: Path, rewards: torch.Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file({"rewards": rewards.contiguous()}, partial)
+    give_usual_rights([partial])
     partial.replace(path)
 
 

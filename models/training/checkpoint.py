@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.errors import ModelsError, first_line
+from models.rights import give_usual_rights
 
 FOLDER = "checkpoint"
 FACTS = "checkpoint.json"
@@ -98,6 +99,7 @@ def write(
         partial.mkdir(parents=True)
         for name, some in tensors.items():
             save_file(dict(some), partial / f"{name}.safetensors")
+        give_usual_rights(partial.glob("*.safetensors"))
         for name, value in files.items():
             (partial / name).write_text(json.dumps(value), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
@@ -122,6 +124,7 @@ def write_best(output: Path, step: int, weights: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(dict(weights), partial)
+    give_usual_rights([partial])
     _sync(partial)
     partial.rename(path)
 

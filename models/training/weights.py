@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from models.errors import SpecError, UnsupportedModelError, first_line
 from models.loading import Description
+from models.rights import give_usual_rights
 from models.training.settings import ALL_LINEAR, TrainingSettings
 from models.zoo import Placement
 
@@ -137,6 +138,7 @@ def save(model: nn.Module, base: Description, folder: Path, settings: TrainingSe
         base.tokenizer.save_pretrained(str(folder))
     else:
         model.save_pretrained(str(folder), save_embedding_layers=False)  # type: ignore[operator]
+    give_usual_rights(folder.glob("*.safetensors"))
 
 
 def fingerprint(folder: Path) -> str:

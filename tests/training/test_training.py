@@ -1,5 +1,7 @@
 """A whole run on a tiny model: it learns, PEFT loads what it wrote, and a seed means the same weights."""
 
+import os
+import stat
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,19 @@ def test_peft_loads_the_adapter_and_gives_the_same_rewards(run, tiny_base):
         margins.append((rewards[0] - rewards[1]).item())
 
     assert sum(margins) / len(margins) == pytest.approx(trained.after.margin, abs=1e-3)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_whoever_may_read_new_files_may_read_the_weights(with_settings, tuning):
+    run = with_settings(epochs=1, tuning=tuning)
+    before = os.umask(0o027)
+    try:
+        train_arm(run, Listener())
+    finally:
+        os.umask(before)
+    files = [path for path in run.output.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
 
 
 def test_the_same_run_gives_the_same_weights_and_another_seed_gives_others(run, tmp_path):
