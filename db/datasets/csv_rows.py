@@ -14,6 +14,7 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """Beside the comma."""
 SAID = re.compile(r'"?sep=([,;|\t])"?\s*\Z')
 """A first line by which Excel is told the separator."""
+JSON_BEGINS = ('{"', "[{")
 AFTER_LONE_CR = re.compile(r"(?<=\r)(?!\n)")
 
 
@@ -34,6 +35,8 @@ def read_csv(source: str, separator: str | None = None) -> Iterator[PlacedRow]:
         separator = said[1]
         more, header_line = _first_line(lines)
         skipped += more + 1
+    if header_line.lstrip().startswith(JSON_BEGINS):
+        raise DatasetError(f"{source}: begins as JSON does, not as CSV; give --format jsonl")
     first_lines = _whole_header(header_line, lines)
     if separator is None:
         separator = _separator_of("".join(first_lines), source)

@@ -82,7 +82,9 @@ def _checked(source: str, place: str, value: Any, may_have_nan: bool) -> dict[st
 
 def _refuse(source: str, line: int, error: Exception) -> NoReturn:
     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-    raise DatasetError(f"{source}, line {line}: is not JSON ({reason})") from None
+    raise DatasetError(
+        f"{source}, line {line}: is not JSON ({reason}); a JSON file has an object per line, or one array of objects"
+    ) from None
 
 
 class _Values:

@@ -61,7 +61,9 @@ def text_pieces(source: str) -> Iterator[str]:
         raise DatasetError(f"{source}, line {number}: is not UTF-8 ({where}); save it as UTF-8") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         reason = reason_of(error)
-        raise DatasetError(f"{source}, after line {number - 1}: its compression is broken ({reason})") from None
+        raise DatasetError(
+            f"{source}, after line {number - 1}: its compression is broken ({reason}); get or make the file anew"
+        ) from None
     except OSError as error:
         raise DatasetError(f"{source}, after line {number - 1}: cannot be read ({reason_of(error)})") from None
 
