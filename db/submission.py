@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class NewJob:
     """A job to store."""
 
     spec: dict[str, Any]
+    """What is asked for."""
     samples: int
     kind: str = "generate"
     name: str | None = None
@@ -43,6 +44,8 @@ class NewJob:
     """Makes a repeated submission find the first one's job."""
     sweep: dict[str, list[float]] | None = None
     """The weights that its rows go through, by ARM."""
+    fixed: dict[str, Any] = field(default_factory=dict)
+    """Fields of the spec that its submission decided; the same submission on another day is still the same."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _job_values(job: NewJob, job_id: str) -> dict[str, Any]:
         "sweep": job.sweep,
         "status": JobStatus.QUEUED,
         "priority": job.priority,
-        "spec": job.spec,
+        "spec": job.spec | job.fixed,
         "samples": job.samples,
         "total_rows": 0,
         "created_at": now(),

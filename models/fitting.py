@@ -102,7 +102,7 @@ def fit(spec: GenerationSpec, home: Path, dtype: torch.dtype) -> Fit:
     Raises:
         ModelNotFoundError, UnsupportedModelError: a model cannot be read or run at all.
     """
-    base = describe(spec.base, home)
+    base = describe(spec.base, home, template=spec.chat_template)
     if base.adapter is not None:
         raise UnsupportedModelError(f"{spec.base}: is an adapter; give the model that it was trained on as the base")
     cost = _cost(base, dtype)

@@ -16,6 +16,7 @@ from models.residents import Resident
 from models.scoring import ResponseRow, ScoredSequence, ScoredStream
 from models.sequence import Sequence, Stream
 from models.spec import GenerationSpec, PromptRow
+from models.templates import unread
 from models.vocabulary import shared_ids
 
 
@@ -151,8 +152,22 @@ class GuidedModel:
         )
         return ScoredSequence(request, list(streams.values()), [list(streams).index(key) for key in keys])
 
+    @cached_property
+    def _variables(self) -> frozenset[str]:
+        """What the chat templates read from outside."""
+        return frozenset[str]().union(*(model.renderer.variables for model in self.models))
+
+    def _require_read(self, row: PromptRow) -> None:
+        """Refuse what a row brings for the chat template, and no template reads."""
+        for name in row.for_template:
+            if row.messages is None and (row.raw or self.base.renderer.templates is None):
+                raise RowError("invalid_prompt", f"{name!r} is for a chat template, and `prompt` is used as it stands")
+            if name not in self._variables:
+                raise RowError("invalid_prompt", unread(name, self._variables))
+
     def _prompts(self, row: PromptRow) -> list[list[int]]:
         spec = self.spec
+        self._require_read(row)
         return [model.renderer.prompt_ids(row, system=spec.system, raw=row.raw) for model in self.models]
 
     def _response(self, row: ResponseRow) -> list[int]:

@@ -10,6 +10,7 @@ from models.adapter_config import MERGE
 from models.attention import NAME as ATTENTION
 from models.errors import ModelNotAllowedError, ModelNotFoundError, UnsupportedModelError, first_line
 from models.references import Kind, Source, fetched_description, resolve
+from models.templates import ChatTemplates, choose
 from models.vocabulary import Vocabulary
 
 # These rotary embeddings depend on the longest sequence in the batch, so a row's output would depend on its neighbours.
@@ -33,13 +34,18 @@ class Description:
     config: Any
     """transformers' configuration of the backbone."""
     tokenizer: Any
-    template: str | None
-    """The Jinja chat template, where there is one."""
+    templates: ChatTemplates | None
+    """The Jinja chat templates, where there are any."""
     vocabulary: Vocabulary
     context_tokens: int
     """The most tokens that a sequence may have."""
     eos_ids: frozenset[int]
     """Tokens that end a response."""
+
+    @property
+    def template(self) -> str | None:
+        """The Jinja chat template of rows without tools."""
+        return self.templates.text if self.templates is not None else None
 
     @property
     def adapter(self) -> Source | None:
@@ -62,7 +68,7 @@ def describe(
         ref: the model's reference.
         home: where converted models are kept.
         base: the job's base, which is an adapter's backbone when the adapter was trained on it.
-        template: a Jinja chat template to use instead of the model's own.
+        template: a Jinja chat template to use instead of the model's own, or the name of one of its own.
         on_base: the reference is an adapter of `base`, whatever it says itself.
         revision: of a hub id.
 
@@ -82,7 +88,7 @@ def describe(
     config = _read(source, "config")
     _require_supported(config, ref)
     tokenizer = _read(source, "tokenizer")
-    return _description(source, source, config, tokenizer, template or tokenizer.chat_template)
+    return _description(source, source, config, tokenizer, choose(tokenizer.chat_template, template, ref))
 
 
 def _describe_adapter(
@@ -93,9 +99,10 @@ def _describe_adapter(
     if (source.folder / "tokenizer_config.json").is_file():
         tokenizer = _read(source, "tokenizer")
         _require_embeddings(source, tokenizer, backbone)
-    chosen = template or tokenizer.chat_template or backbone.template
+    own = tokenizer.chat_template or backbone.tokenizer.chat_template
+    chosen = choose(own, template, source.ref)
     if tokenizer is backbone.tokenizer:
-        return replace(backbone, source=source, template=chosen)
+        return replace(backbone, source=source, templates=chosen)
     return _description(source, backbone.source, backbone.config, tokenizer, chosen)
 
 
@@ -174,7 +181,9 @@ def _backbone_by_name(adapter: Source, home: Path) -> Description:
     return backbone
 
 
-def _description(source: Source, backbone: Source, config: Any, tokenizer: Any, template: str | None) -> Description:
+def _description(
+    source: Source, backbone: Source, config: Any, tokenizer: Any, templates: ChatTemplates | None
+) -> Description:
     text_config = config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(context, int):
@@ -184,7 +193,7 @@ def _description(source: Source, backbone: Source, config: Any, tokenizer: Any, 
         backbone=backbone,
         config=config,
         tokenizer=tokenizer,
-        template=template,
+        templates=templates,
         vocabulary=Vocabulary.of(tokenizer, rows=text_config.vocab_size),
         context_tokens=context,
         eos_ids=_eos_ids(backbone, config, tokenizer),

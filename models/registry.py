@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from models.errors import ModelNotAllowedError
-from models.spec import Frozen, GenerationSpec, explain
+from models.spec import Frozen, GenerationSpec, explain, is_template_name
 
 FILE_NAME = "models.toml"
 Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -124,7 +124,8 @@ class Registry(Frozen):
             alias, entry = self.find(ref)
             if entry.kind != kind:
                 raise ModelNotAllowedError(f"{alias!r} is registered as {entry.kind}, and the job wants it as {kind}")
-        if not self.allow_templates and any(arm.template is not None for arm in spec.arms):
+        brought = [one for one in (spec.chat_template, *(arm.template for arm in spec.arms)) if one is not None]
+        if not self.allow_templates and not all(map(is_template_name, brought)):
             raise ModelNotAllowedError(
                 f"jobs may not bring chat templates of their own: {self.file} does not say `allow_templates = true`"
             )

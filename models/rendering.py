@@ -1,12 +1,16 @@
 """From a row's prompt or messages to token ids, in each model's own template."""
 
 import threading
+from functools import cached_property
 from typing import Any
 
+from models import templates
 from models.errors import RowError, UnsupportedModelError
 from models.spec import Message, PromptRow
+from models.templates import ChatTemplates
 
-PLACEHOLDER = "response"
+PLACEHOLDER = "the-reply-itself"
+"""Stands for a reply; no template has it in a text of its own."""
 DEVELOPER = "developer"
 
 
@@ -15,15 +19,32 @@ class Renderer:
 
     Args:
         tokenizer: a transformers tokenizer.
-        template: a Jinja chat template, or None where the model has none.
+        template: Jinja chat templates, one for all rows, or None where the model has none.
         name: the model's name, for messages.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None, name: str) -> None:
+    def __init__(self, tokenizer: Any, template: ChatTemplates | str | None, name: str) -> None:
         self.tokenizer = tokenizer
-        self.template = template
+        self.templates = ChatTemplates(template, template) if isinstance(template, str) else template
         self.name = name
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
+
+    @property
+    def template(self) -> str | None:
+        """The Jinja chat template of rows without tools."""
+        return self.templates.text if self.templates is not None else None
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """What its chat templates read from outside."""
+        if self.templates is None:
+            return frozenset()
+        return templates.variables(self.templates.text) | templates.variables(self.templates.tool_use)
+
+    @cached_property
+    def _skips_replies(self) -> bool:
+        """Whether the template leaves the turns of the assistant out."""
+        return self.template is not None and not writes_replies(self.tokenizer, self.template)
 
     def prompt_ids(self, row: PromptRow, *, system: str | None, raw: bool) -> list[int]:
         """The ids of a row's prompt, up to where the response begins.
@@ -70,12 +91,12 @@ class Renderer:
     def _prompt_text(self, row: PromptRow, system: str | None, raw: bool) -> tuple[str, bool]:
         """A row's prompt, and whether it came out of the chat template, which writes the special tokens itself."""
         if row.messages is not None:
-            return self._templated([self._turn(message) for message in row.messages]), True
+            return self._templated(row, [self._turn(message) for message in row.messages]), True
         assert row.prompt is not None
-        if raw or self.template is None:
+        if raw or self.templates is None:
             return row.prompt, False
         head = [{"role": "system", "content": system}] if system is not None else []
-        return self._templated([*head, {"role": "user", "content": row.prompt}]), True
+        return self._templated(row, [*head, {"role": "user", "content": row.prompt}]), True
 
     def _turn(self, message: Message) -> dict[str, str]:
         """A message as the template takes it: a template that knows no `developer` gets it as `system`, as OpenAI's."""
@@ -86,20 +107,26 @@ class Renderer:
     def _ids(self, text: str, is_templated: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=not is_templated)["input_ids"])
 
-    def _templated(self, messages: list[dict[str, Any]]) -> str:
-        if self.template is None:
+    def _templated(self, row: PromptRow, messages: list[dict[str, Any]]) -> str:
+        if self.templates is None:
             raise RowError(
                 "invalid_prompt",
                 f"model {self.name!r} has no chat template for `messages`; use `prompt`, or give a template",
             )
+        if self._skips_replies and any(message["role"] == "assistant" for message in messages):
+            raise RowError("invalid_prompt", f"the chat template of {self.name!r} leaves the assistant's turns out")
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages, chat_template=self.template, add_generation_prompt=True, tokenize=False
-                )
+            return templates.render(
+                self.templates.tool_use if row.tools is not None else self.templates.text,
+                messages,
+                self.tokenizer,
+                day=row.date,
+                tools=row.tools,
+                documents=row.documents,
+                kwargs={**row.job_kwargs, **row.chat_template_kwargs},
             )
         except Exception as error:  # a template is a program, and may raise anything
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise RowError(
                 "invalid_prompt", f"the chat template of {self.name!r} refuses the messages: {reason}"
             ) from None
@@ -111,22 +138,44 @@ class Renderer:
 
 
 def closing_token(tokenizer: Any, template: str | None) -> int:
-    """The token that ends a response: the first special token that the template writes after one, else EOS.
+    """The token that ends a response: the first control token that the template writes after one, else EOS.
 
-    Many chat models end a turn with another token than the tokenizer's EOS (Gemma: <end_of_turn>).
+    Many chat models end a turn with another token than the tokenizer's EOS (Gemma: <end_of_turn>). A template that
+    leaves replies out, or refuses them, closes none.
 
     Raises:
         UnsupportedModelError: the tokenizer has no EOS token.
     """
     eos = tokenizer.eos_token_id
+    after = _after_reply(tokenizer, template) if template is not None else None
+    if after:
+        control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        closing = [index for index in tokenizer(after, add_special_tokens=False)["input_ids"] if index in control]
+        if closing:
+            return int(closing[0])
     if eos is None:
         raise UnsupportedModelError("the tokenizer has no EOS token, so that nothing could close a response")
-    if template is None:
-        return int(eos)
-    turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": PLACEHOLDER}]
-    text = str(tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False))
-    after = text[text.rindex(PLACEHOLDER) + len(PLACEHOLDER) :]
-    special = set(tokenizer.all_special_ids)
-    return next(
-        (index for index in tokenizer(after, add_special_tokens=False)["input_ids"] if index in special), int(eos)
-    )
+    return int(eos)
+
+
+def writes_replies(tokenizer: Any, template: str) -> bool:
+    """Whether a template writes the turns of the assistant; True where it refuses them, which it says by itself."""
+    try:
+        return _dialogue(tokenizer, template, "yes") != _dialogue(tokenizer, template, "no")
+    except Exception:  # a template is a program, and may raise anything
+        return True
+
+
+def _after_reply(tokenizer: Any, template: str) -> str | None:
+    """What a template writes after a reply that ends the conversation."""
+    try:
+        text = _dialogue(tokenizer, template, PLACEHOLDER)
+    except Exception:
+        return None
+    _, found, after = text.rpartition(PLACEHOLDER)
+    return after if found else None
+
+
+def _dialogue(tokenizer: Any, template: str, reply: str) -> str:
+    turns = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": reply}]
+    return templates.render(template, turns, tokenizer, add_generation_prompt=False)

@@ -1,9 +1,12 @@
 """What a job asks for (GenerationSpec) and what a row may say (PromptRow), validated once on entry."""
 
+import datetime
+import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from models.errors import RowError, SpecError
 from models.messages import plain_message
@@ -25,10 +28,50 @@ Weight = Annotated[float, Field(allow_inf_nan=False, ge=-1e4, le=1e4)]
 TEXT_URL = "/v1/completions"
 
 
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""A name of a chat template; no template that says anything looks like this."""
+RESERVED_KWARGS = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt",
+    "continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+})  # fmt: skip
+"""Arguments of transformers' `apply_chat_template`, which are no variables of a template."""
+
+
+def _json(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair, which is no text") from None
+    except ValueError:
+        raise ValueError("holds a number that is not finite, or too large") from None
+    return value
+
+
+def _variables(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those that are set, each by the name of a template's variable."""
+    for name in kwargs:
+        if not name.isidentifier():
+            raise ValueError(f"{name[:80]!r} is no name of a template's variable")
+        if name in RESERVED_KWARGS:
+            columns = "; give it as a column of the row" if name in {"tools", "documents"} else ""
+            raise ValueError(f"{name!r} is no variable of a template, but rendered by genarm itself{columns}")
+    return {name: _json(value) for name, value in kwargs.items() if value is not None}
+
+
+TemplateKwargs = Annotated[Mapping[Text, JsonValue], Field(max_length=64), AfterValidator(_variables)]
+Objects = Annotated[tuple[Mapping[str, JsonValue], ...], AfterValidator(_json)]
+
+
 class Frozen(BaseModel):
     """A validated, immutable record; unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def is_template_name(template: str) -> bool:
+    """Whether it names one of a model's chat templates, and is none itself."""
+    return TEMPLATE_NAME.fullmatch(template) is not None
 
 
 class SamplingParams(Frozen):
@@ -55,7 +98,7 @@ class ArmSpec(Frozen):
     ref: Ref
     weight: Weight = 1.0
     template: Text | None = None
-    """A Jinja chat template that replaces the ARM's own."""
+    """A Jinja chat template that replaces the ARM's own, or the name of one of its own."""
     on_base: bool = False
     """The ARM is a LoRA adapter of the job's base, whatever its files say that it was trained on."""
 
@@ -72,6 +115,12 @@ class GenerationSpec(Frozen):
     raw: bool = False
     """Use `prompt` as it stands, even for models with a chat template."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    chat_template: Text | None = None
+    """A Jinja chat template that replaces the base's own, or the name of one of its own."""
+    chat_template_kwargs: TemplateKwargs = {}
+    """Variables for the chat templates, as transformers' `apply_chat_template` takes them."""
+    date: datetime.date | None = None
+    """What the templates' `strftime_now` gives, at midnight; a submitted job has one where a template asks for it."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -124,10 +173,27 @@ class PromptRow(Frozen):
     sampling: SamplingParams
     raw: bool = False
     """Use `prompt` as it stands."""
+    tools: Objects | None = None
+    """Tools for the chat template, as JSON schemas."""
+    documents: Objects | None = None
+    """Documents for the chat template."""
+    chat_template_kwargs: TemplateKwargs = {}
+    """This row's variables for the chat template; they go before the job's."""
+    job_kwargs: Mapping[str, Any] = {}
+    date: datetime.date | None = None
+    """The job's."""
+
+    @property
+    def for_template(self) -> tuple[str, ...]:
+        """What the row brings that only a chat template can use."""
+        given = [name for name in ("tools", "documents") if getattr(self, name) is not None]
+        return (*given, *self.chat_template_kwargs)
 
     @classmethod
     def parse(cls, row: Mapping[str, Any], index: int, spec: GenerationSpec) -> Self:
-        """Validate a row against its job's spec; columns other than prompt, messages, weights, sampling are ignored.
+        """Validate a row against its job's spec.
+
+        Columns other than prompt, messages, weights, sampling, tools, documents and chat_template_kwargs are ignored.
 
         Raises:
             RowError: `invalid_prompt`, `invalid_weights` or `invalid_sampling`.
@@ -138,6 +204,11 @@ class PromptRow(Frozen):
             "weights": _merged_weights(row.get("weights"), spec),
             "sampling": _merged_sampling(row.get("sampling"), spec.sampling),
             "raw": spec.raw or _is_text_request(row),
+            "tools": row.get("tools") or None,
+            "documents": row.get("documents") or None,
+            "chat_template_kwargs": row.get("chat_template_kwargs") or {},
+            "job_kwargs": spec.chat_template_kwargs,
+            "date": spec.date,
         }
         try:
             return cls.model_validate(fields)

@@ -27,6 +27,7 @@ from models.rendering import Renderer
 from models.residents import Resident
 from models.shelf import GiveUp, Shelf, Turn
 from models.spec import GenerationSpec
+from models.templates import ChatTemplates, unread, variables
 from models.units import readable_size
 from models.vocabulary import require_fit
 
@@ -100,13 +101,22 @@ def describe_spec(spec: GenerationSpec, home: Path) -> tuple[Description, list[D
         IncompatibleArmError: an ARM has another tokenizer than the base.
         SpecError: the spec asks for what its models cannot do.
     """
-    base = describe(spec.base, home)
+    base = describe(spec.base, home, template=spec.chat_template)
     if spec.system is not None and base.template is None:
         raise SpecError(f"a system message needs a chat template, and base {base.source.name!r} has none")
     arms = [describe(arm.ref, home, base=base, template=arm.template, on_base=arm.on_base) for arm in spec.arms]
     for arm, description in zip(spec.arms, arms, strict=True):
         require_fit(base.vocabulary, description.vocabulary, base.source.name, arm.name)
+    _require_variables(spec, [one.templates for one in (base, *arms)])
     return base, arms
+
+
+def _require_variables(spec: GenerationSpec, used: Sequence[ChatTemplates | None]) -> None:
+    """Refuse a variable that no chat template of a job reads."""
+    read = frozenset[str]().union(*(variables(text) for one in used if one for text in (one.text, one.tool_use)))
+    for name in spec.chat_template_kwargs:
+        if name not in read:
+            raise SpecError(f"chat_template_kwargs: {unread(name, read)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +211,9 @@ class Zoo:
         try:
             models = [
                 self._loaded(one, template, residents, placement)
-                for one, template in zip((base, *arms), (None, *(arm.template for arm in spec.arms)), strict=True)
+                for one, template in zip(
+                    (base, *arms), (spec.chat_template, *(arm.template for arm in spec.arms)), strict=True
+                )
             ]
         except BaseException:
             shelf.let_go(turn.residents)
@@ -251,7 +263,7 @@ class Zoo:
         key = (description.source.folder.resolve(), template, own[-1])
         with self._starting:
             if (model := self._models.get(key)) is None:
-                renderer = Renderer(description.tokenizer, description.template, description.source.name)
+                renderer = Renderer(description.tokenizer, description.templates, description.source.name)
                 model = self._models[key] = LoadedModel(description, tuple(own), renderer)
             return model
 

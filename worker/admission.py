@@ -5,6 +5,7 @@ The worker checks again because the ledger is shared: whoever can write to it ca
 
 import json
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from db.errors import DatasetError
 from db.submission import NewRow
@@ -31,8 +32,13 @@ def admit(spec: GenerationSpec, settings: Settings, *, scores: bool = False) -> 
         registry.require(spec, scores=scores)
     _require_at_most("samples", spec.samples, settings.max_samples)
     _require_at_most("sampling.max_new_tokens", spec.sampling.max_new_tokens, settings.max_new_tokens)
-    system = len((spec.system or "").encode())
-    _require_at_most("system (in bytes)", system, settings.max_prompt_bytes)
+    rendering = {
+        "system": spec.system,
+        "chat_template": spec.chat_template,
+        "chat_template_kwargs": spec.chat_template_kwargs,
+    }
+    for name, value in rendering.items():
+        _require_at_most(f"{name} (in bytes)", _text_bytes(value), settings.max_prompt_bytes)
 
 
 def required_registry(settings: Settings) -> Registry | None:
@@ -56,6 +62,11 @@ def _require_at_most(what: str, asked: int, most: int) -> None:
         raise SpecError(f"{what}: {asked} is more than the {most} that this service allows")
 
 
+def _text_bytes(value: Any) -> int:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+    return len(text.encode())
+
+
 def admit_row(row: PromptRow, settings: Settings, response: str = "") -> None:
     """Check a row against the limits, before it is rendered and tokenized.
 
@@ -65,7 +76,7 @@ def admit_row(row: PromptRow, settings: Settings, response: str = "") -> None:
     Raises:
         RowError: `prompt_too_large`, or `invalid_sampling` for more new tokens than allowed.
     """
-    size = sum(len(text.encode()) for text in (*_texts(row), response))
+    size = sum(map(_text_bytes, (*_texts(row), response)))
     if size > settings.max_prompt_bytes:
         what = "prompt and response have" if response else "the prompt has"
         raise RowError("prompt_too_large", f"{what} {size} bytes, and this service allows {settings.max_prompt_bytes}")
@@ -75,11 +86,12 @@ def admit_row(row: PromptRow, settings: Settings, response: str = "") -> None:
         )
 
 
-def _texts(row: PromptRow) -> Iterator[str]:
+def _texts(row: PromptRow) -> Iterator[Any]:
     if row.prompt is not None:
         yield row.prompt
     for message in row.messages or ():
         yield from message.for_template().values()
+    yield from (row.tools, row.documents, row.chat_template_kwargs)
 
 
 def admit_rows(rows: Iterable[NewRow], settings: Settings) -> Iterator[NewRow]:

@@ -57,9 +57,10 @@ def submit(
         rows = expanded(rows, submission.sweep)
     from models.checking import check_spec
 
-    check_spec(spec, settings.home)
+    stored = check_spec(spec, settings.home).model_dump(mode="json")
     job = NewJob(
         spec=spec.model_dump(mode="json"),
+        fixed={name: value for name, value in stored.items() if name == "date" and spec.date is None},
         name=submission.name,
         key=submission.key,
         sweep=submission.sweep or None,

@@ -21,7 +21,7 @@ LOOK_AHEAD_ROWS = 100
 ROLES = ("prompt", "messages", "id", "response")
 IN_THE_WAY = {"prompt": ("prompt", "messages"), "messages": ("messages", "prompt"), "id": ("id", "custom_id")}
 """Columns that would mean the same as one that was chosen."""
-KNOWN = (*ROLES, "custom_id", "weights", "sampling")
+KNOWN = (*ROLES, "custom_id", "weights", "sampling", "tools", "documents", "chat_template_kwargs")
 """Columns that mean something where nothing else is said."""
 
 

@@ -7,7 +7,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-STRUCTURED = ("messages", "weights", "sampling")
+STRUCTURED = ("messages", "weights", "sampling", "tools", "documents", "chat_template_kwargs")
 """Columns that hold objects or lists; in CSV they are written as JSON."""
 
 

@@ -10,7 +10,7 @@ from models.units import readable_size
 from worker.announcing import telling
 from worker.cli import console
 from worker.cli.errors import Exit
-from worker.cli.options import absolute, arms_of, json_option
+from worker.cli.options import absolute, arms_of, json_option, template_of, template_options
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PROMPT = "Write a short message to a friend."
 @click.option("--prompt", default=PROMPT, show_default=True, help="Of the sample.")
 @click.option("--max-new-tokens", type=int, default=48, show_default=True, help="Of the sample.")
 @click.option("--no-sample", is_flag=True, help="Read no weights.")
-@click.option("--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE", help="Instead of an ARM's own.")
+@template_options
 @click.option("--arm-on-base", "arms_on_base", multiple=True, metavar="NAME", help="This ARM is an adapter of BASE.")
 @click.option("--device", default=None, help="Where the models run: auto, cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
@@ -56,7 +56,7 @@ def check(
     from models.spec import GenerationSpec
     from models.zoo import Placement
 
-    settings = Settings()
+    settings, template = Settings(), options["chat_template"]
     spec = GenerationSpec.parse(
         {
             "base": absolute(base),
@@ -65,6 +65,7 @@ def check(
             ),
             "sampling": {"max_new_tokens": options["max_new_tokens"]},
             "dtype": options["dtype"],
+            "chat_template": template and template_of("--chat-template", template),
         }
     )
     chosen = options["dtype"] if options["dtype"] != "auto" else settings.dtype

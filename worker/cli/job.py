@@ -1,5 +1,6 @@
 """`genarm job …`: submit, look, follow, cancel, repeat, export and delete jobs."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -9,6 +10,7 @@ import click
 
 import db.jobs
 from db.jobs import JobProgress
+from models.spec import is_template_name
 from worker.cli import console
 from worker.cli.errors import Exit
 from worker.cli.export import export_job
@@ -122,12 +124,23 @@ def _readable(progress: JobProgress) -> Iterator[tuple[str, Any]]:
                 yield f"ARM {arm['name']}", f"{arm['ref']} × {arm.get('weight', 1.0):g}"
             sampling = value.get("sampling") or {}
             yield "sampling", ", ".join(f"{key} {setting}" for key, setting in sampling.items() if setting)
+            yield from _rendering(value)
         elif isinstance(value, datetime):
             yield name, value.strftime("%Y-%m-%d %H:%M:%S UTC")
         elif isinstance(value, float):
             yield name, f"{value:,.2f}"
         elif value is not None:
             yield name, value
+
+
+def _rendering(spec: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a job says of its base's chat template."""
+    if template := spec.get("chat_template"):
+        yield "chat template", template if is_template_name(template) else "given with the job"
+    if kwargs := spec.get("chat_template_kwargs"):
+        yield "chat template kwargs", json.dumps(kwargs, ensure_ascii=False)
+    if day := spec.get("date"):
+        yield "date in chat templates", day
 
 
 def _show_front(front: Front) -> None:

@@ -1,5 +1,6 @@
 """Options that describe a job, shared by the commands that submit one."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from db.datasets import Columns, DatasetSource, Template
 from models.errors import SpecError
 from models.references import existing_path
+from models.spec import is_template_name
 from worker.submission import Submission
 
 FORMATS = ("jsonl", "csv", "parquet")
@@ -91,15 +93,28 @@ GENERATION_OPTIONS = (
     click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same completions."),
 )  # fmt: skip
 
-JOB_OPTIONS = (
+TEMPLATE_OPTIONS = (
     click.option(
-        "--arm-template", "arm_templates", multiple=True, metavar="NAME=FILE",
-        help="A Jinja chat template for an ARM, instead of its own.",
+        "--chat-template", metavar="FILE|NAME",
+        help="A Jinja chat template for the base, instead of its own; or the name of one of its own.",
     ),
+    click.option(
+        "--arm-template", "arm_templates", multiple=True, metavar="ARM=FILE|NAME",
+        help="The same for an ARM. Repeatable.",
+    ),
+)  # fmt: skip
+
+JOB_OPTIONS = (
+    *TEMPLATE_OPTIONS,
     click.option(
         "--arm-on-base", "arms_on_base", multiple=True, metavar="NAME",
         help="This ARM is a LoRA adapter of the base, whatever its files say that it was trained on. Repeatable.",
     ),
+    click.option(
+        "--chat-template-kwargs", metavar="JSON",
+        help='Variables for the chat templates: \'{"enable_thinking": false}\'.',
+    ),
+    click.option("--date", metavar="YYYY-MM-DD", help="For chat templates that write today's date.  [today, in UTC]"),
     click.option("--system", metavar="TEXT", help="System message before each prompt."),
     click.option("--raw", is_flag=True, help="Use prompts as they stand, without chat templates."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
@@ -122,6 +137,11 @@ INPUT_OPTIONS = (
 )  # fmt: skip
 
 SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "ignore_eos", "seed")
+
+
+def template_options(command: F) -> F:
+    """Add the options that choose chat templates to a command."""
+    return _with(command, TEMPLATE_OPTIONS)
 
 
 def generation_options(command: F) -> F:
@@ -170,6 +190,7 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
         "system": options["system"],
         "raw": options["raw"],
         "dtype": options["dtype"],
+        **rendering_of(options),
     }
     return Submission(
         source=dataset_of(source, options),
@@ -182,6 +203,24 @@ def submission_of(source: str, options: dict[str, Any]) -> Submission:
     )
 
 
+def rendering_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What a spec says of chat templates.
+
+    Raises:
+        SpecError: a template cannot be read, or the variables are no JSON object.
+    """
+    template, kwargs = options["chat_template"], options["chat_template_kwargs"]
+    try:
+        variables = json.loads(kwargs) if kwargs else {}
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"--chat-template-kwargs: is no JSON ({error})") from None
+    return {
+        "chat_template": template_of("--chat-template", template) if template is not None else None,
+        "chat_template_kwargs": variables,
+        "date": options["date"],
+    }
+
+
 def arms_of(
     named_refs: Sequence[tuple[str, float]], template_files: Sequence[str], on_base: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -189,7 +228,7 @@ def arms_of(
 
     Args:
         named_refs: [NAME=]REF and the weight of each.
-        template_files: NAME=FILE.
+        template_files: ARM=FILE, or ARM=NAME.
         on_base: names of ARMs that ride on the base.
 
     Raises:
@@ -250,11 +289,23 @@ def _name_and_ref(named_ref: str) -> tuple[str, str]:
 
 
 def _template(pair: str) -> tuple[str, str]:
-    name, _, path = pair.partition("=")
+    name, separator, path = pair.partition("=")
+    if not separator:
+        raise SpecError(f"--arm-template {pair}: write ARM=FILE, or ARM=NAME")
+    return name, template_of(f"--arm-template {name}", path)
+
+
+def template_of(option: str, given: str) -> str:
+    """The chat template in a file, or the name of one of the model's own.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    path = Path(given)
     try:
-        return name, Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"--arm-template {pair}: cannot be read ({error})") from None
+        return given if is_template_name(given) and not path.exists() else path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{option}: {given} cannot be read ({error})") from None
 
 
 def absolute(ref: str) -> str:

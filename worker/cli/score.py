@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from worker.cli.export import output_options
-from worker.cli.options import absolute, arms_of, dataset_of, input_argument, job_options, json_option
+from worker.cli.options import absolute, arms_of, dataset_of, input_argument, job_options, json_option, rendering_of
 from worker.cli.run import run_to_file
 from worker.scoring import KIND
 from worker.submission import Submission
@@ -47,6 +47,7 @@ def score(
         "system": options["system"],
         "raw": options["raw"],
         "dtype": options["dtype"],
+        **rendering_of(options),
     }
     dataset = dataset_of(source, options)
     submission = Submission(
