@@ -51,15 +51,22 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    attention: AttentionStep,
+    attention: AttentionStep | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls: [1, heads, tokens, dim] in, [1, tokens, heads, dim] out."""
+    name = type(module).__name__
+    if attention is None:
+        raise UnsupportedModelError(
+            f"{name} does not hand on what its attention is given, so that genarm cannot run it"
+        )
+    if attention_mask is not None:
+        raise UnsupportedModelError(f"{name} makes an attention mask of its own, which is not supported")
     for option in ("softcap", "s_aux", "position_bias"):
         if options.get(option) is not None:
-            raise UnsupportedModelError(f"{type(module).__name__} uses attention with {option}, which is not supported")
+            raise UnsupportedModelError(f"{name} uses attention with {option}, which is not supported")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     layer = int(module.layer_idx)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import torch
 
 from models.attention import NAME as ATTENTION
 from models.attention import LayerShape, ShapeProbe, bytes_per_token
+from models.conformance import require_conformance
 from models.errors import IncompatibleArmError, UnsupportedModelError, first_line
 from models.loading import Description, describe
 from models.references import Kind
@@ -105,11 +106,13 @@ def fit(spec: GenerationSpec, home: Path, dtype: torch.dtype) -> Fit:
     base = describe(spec.base, home, template=spec.chat_template)
     if base.adapter is not None:
         raise UnsupportedModelError(f"{spec.base}: is an adapter; give the model that it was trained on as the base")
+    require_conformance(base.config, spec.base)
     cost = _cost(base, dtype)
     loaded = {base.backbone.folder.resolve(): spec.base}
     arms = []
     for arm in spec.arms:
         description = describe(arm.ref, home, base=base, template=arm.template, on_base=arm.on_base)
+        require_conformance(description.config, description.backbone.ref)
         folder = description.backbone.folder.resolve()
         arms.append(_arm_fit(arm, description, base, loaded.get(folder), dtype))
         loaded.setdefault(folder, arm.name)

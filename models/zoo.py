@@ -15,6 +15,7 @@ import torch
 
 from models.adapter_files import read_updates
 from models.backbone import Backbone
+from models.conformance import require_conformance
 from models.errors import DeviceLostError, ModelMemoryError, ModelsError, SpecError, first_line
 from models.failures import is_lost, is_out_of_memory
 from models.fitting import kv_bytes_per_token
@@ -107,6 +108,8 @@ def describe_spec(spec: GenerationSpec, home: Path) -> tuple[Description, list[D
     arms = [describe(arm.ref, home, base=base, template=arm.template, on_base=arm.on_base) for arm in spec.arms]
     for arm, description in zip(spec.arms, arms, strict=True):
         require_fit(base.vocabulary, description.vocabulary, base.source.name, arm.name)
+    for one in (base, *arms):
+        require_conformance(one.config, one.backbone.ref)
     _require_variables(spec, [one.templates for one in (base, *arms)])
     return base, arms
 
