@@ -14,7 +14,7 @@ from models.loading import Description, describe
 from models.references import Kind
 from models.rendering import closing_token
 from models.spec import GenerationSpec
-from models.vocabulary import differing_tokens, require_fit, shared_ids
+from models.vocabulary import differing_tokens, require_fit, reserved, shared_ids
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def _remarks(arm: Description, base: Description) -> tuple[str, ...]:
         )
     elif arm.template != base.template:
         remarks.append("sees prompts in another chat template than the base, its own")
+    if renamed := reserved(base.vocabulary, differing_tokens(base.vocabulary, arm.vocabulary)):
+        remarks.append(f"has other tokens for {len(renamed)} ids that the base reserves, which are not generated")
     if arm.context_tokens < base.context_tokens:
         remarks.append(f"has a context of {arm.context_tokens} tokens, the base one of {base.context_tokens}")
     return tuple(remarks)
@@ -161,7 +163,7 @@ def _remarks(arm: Description, base: Description) -> tuple[str, ...]:
 
 def _shared(base: Description, arm: Description) -> int:
     size, excluded = shared_ids([base.vocabulary, arm.vocabulary])
-    return size - len(excluded) - len(differing_tokens(base.vocabulary, arm.vocabulary))
+    return size - len(excluded)
 
 
 def _template_of(given: str | None, arm: Description, base: Description) -> str:

@@ -174,18 +174,25 @@ class GuidedModel:
         """The tokens of a response, which all models have."""
         renderer, known = self.base.renderer, self.base.description.vocabulary.tokens
         tokens = list(row.tokens or ())
-        if any(token not in known for token in tokens) or not row.is_spelt(renderer.text(tokens)):
+        if any(token not in known for token in tokens) or not _spells(renderer.text(tokens), row):
             tokens = renderer.response_ids(
                 row.prompt, row.response, system=self.spec.system, raw=row.prompt.raw, is_closed=row.is_closed
             )
         if not tokens:
             raise RowError("invalid_response", "`response` is empty, and not closed by an end-of-sequence token")
+        excluded = set(self.excluded_ids)
         for model in self.models:
-            if lacking := [token for token in tokens if token not in model.description.vocabulary.tokens]:
+            known = model.description.vocabulary.tokens
+            if lacking := [token for token in tokens if token not in known or token in excluded]:
                 raise RowError(
                     "invalid_response", f"token {lacking[0]} of the response is none of model {model.renderer.name!r}"
                 )
         return tokens
+
+
+def _spells(text: str, row: ResponseRow) -> bool:
+    """Whether a text is a row's response, with or without the space before its first word."""
+    return row.is_spelt(text) or row.is_spelt(text.removeprefix(" "))
 
 
 def _require_memory(needs: Iterable[tuple[Backbone, int]], remedy: str) -> None:

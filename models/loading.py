@@ -10,6 +10,7 @@ from models.adapter_config import MERGE
 from models.attention import NAME as ATTENTION
 from models.errors import ModelNotAllowedError, ModelNotFoundError, UnsupportedModelError, first_line
 from models.references import Kind, Source, fetched_description, resolve
+from models.rendering import closing_token
 from models.templates import ChatTemplates, choose
 from models.vocabulary import Vocabulary
 
@@ -99,8 +100,11 @@ def _describe_adapter(
     if (source.folder / "tokenizer_config.json").is_file():
         tokenizer = _read(source, "tokenizer")
         _require_embeddings(source, tokenizer, backbone)
-    own = tokenizer.chat_template or backbone.tokenizer.chat_template
-    chosen = choose(own, template, source.ref)
+    has_own = tokenizer is not backbone.tokenizer and bool(tokenizer.chat_template)
+    chosen = backbone.templates
+    if has_own or template is not None:
+        own = tokenizer.chat_template if has_own else backbone.tokenizer.chat_template
+        chosen = choose(own, template, source.ref)
     if tokenizer is backbone.tokenizer:
         return replace(backbone, source=source, templates=chosen)
     return _description(source, backbone.source, backbone.config, tokenizer, chosen)
@@ -185,8 +189,8 @@ def _description(
     source: Source, backbone: Source, config: Any, tokenizer: Any, templates: ChatTemplates | None
 ) -> Description:
     text_config = config.get_text_config()
-    context = getattr(text_config, "max_position_embeddings", None)
-    if not isinstance(context, int):
+    context = _context_tokens(text_config)
+    if context is None:
         raise UnsupportedModelError(f"{source.ref}: its configuration does not say how many positions it has")
     return Description(
         source=source,
@@ -196,8 +200,33 @@ def _description(
         templates=templates,
         vocabulary=Vocabulary.of(tokenizer, rows=text_config.vocab_size),
         context_tokens=context,
-        eos_ids=_eos_ids(backbone, config, tokenizer),
+        eos_ids=_eos_ids(backbone, config, tokenizer) | _closing_ids(tokenizer, templates),
     )
+
+
+def _context_tokens(text_config: Any) -> int | None:
+    """The positions that a model has, as vLLM counts them.
+
+    YaRN stretches the positions before scaling by its factor, and models are published with `max_position_embeddings`
+    from before (Qwen2.5) or after (DeepSeek V3). For linear scaling transformers' documentation asks for the one from
+    before. Others (Llama 3) are published with the one from after.
+    """
+    context = getattr(text_config, "max_position_embeddings", None)
+    if not isinstance(context, int):
+        return None
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    kind, factor = rope.get("rope_type"), rope.get("factor") or 1.0
+    before = rope.get("original_max_position_embeddings") or context
+    if kind == "yarn":
+        return max(context, int(before * factor))
+    return int(context * factor) if kind == "linear" and before == context else context
+
+
+def _closing_ids(tokenizer: Any, templates: ChatTemplates | None) -> set[int]:
+    """The token that the template closes a response with, which ends one that is generated, too."""
+    if templates is None or tokenizer.eos_token_id is None:
+        return set()
+    return {closing_token(tokenizer, templates.text)}
 
 
 def _eos_ids(backbone: Source, config: Any, tokenizer: Any) -> frozenset[int]:

@@ -18,6 +18,8 @@ from models.rights import give_usual_rights
 
 DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 HUB_FILES = [*DESCRIPTION_FILES, "*.safetensors"]
+GGUF_CONVERSION = 2
+"""Counted up when files are to be converted anew."""
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "processor_config.json")
 """Files in which a model may ask for code of its own to be run."""
 
@@ -249,7 +251,7 @@ def _converted_gguf(path: Path, home: Path) -> Path:
     one rename, so that two processes that convert at the same time do no harm.
     """
     stat = path.stat()
-    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{GGUF_CONVERSION}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     target = home / "models" / f"{model_name(str(path))}-{digest}"
     if target.is_dir():
@@ -287,6 +289,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model.generation_config.eos_token_id = _gguf_ends(path) or model.generation_config.eos_token_id
     except (ValueError, KeyError, OSError) as error:
         raise UnsupportedModelError(f"{path}: transformers cannot read this .gguf file ({error})") from None
     model.save_pretrained(folder)
@@ -305,3 +308,12 @@ def fetched_description(ref: str, revision: str | None) -> Path | None:
         return None
     is_whole = any(folder.glob("*.safetensors"))
     return folder if not is_whole and (folder / "config.json").is_file() else None
+
+
+def _gguf_ends(path: Path) -> list[int]:
+    """The tokens that a file names as ends: of a sequence, a turn or a message."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(path).fields
+    found = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    return sorted({int(one.contents()) for one in found if one is not None})

@@ -132,9 +132,26 @@ class Renderer:
             ) from None
 
     def text(self, ids: list[int]) -> str:
-        """The text of response tokens, special tokens left out."""
+        """The text of response tokens as it goes on after a prompt, special tokens left out.
+
+        Decoders in SentencePiece's manner leave out the space before the first word of a text, which is there in the
+        middle of one; so a token goes before the response.
+        """
         with self._lock:
+            before, letters = self._before
+            text = str(self.tokenizer.decode([*before, *ids], skip_special_tokens=True))
+            if text.startswith(letters):
+                return text[len(letters) :]
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @cached_property
+    def _before(self) -> tuple[list[int], str]:
+        """A token that may stand before a response, and its text; none for a tokenizer that says nothing of spaces."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and backend.decoder is None:
+            return [], ""
+        before = self._ids("a", is_templated=True)[-1:]
+        return before, str(self.tokenizer.decode(before, skip_special_tokens=True))
 
 
 def closing_token(tokenizer: Any, template: str | None) -> int:

@@ -1,11 +1,15 @@
 """The real vocabulary of a model, and the ids that a base and its ARMs share."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from models.errors import IncompatibleArmError
+
+RESERVED = re.compile(r"reserved|unused|placeholder|dummy|extra_id", re.IGNORECASE)
+"""In the names that models give tokens which they never saw: <|reserved_special_token_0|>, <unused1>, <extra_id_0>."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,26 @@ def differing_tokens(base: Vocabulary, arm: Vocabulary) -> list[tuple[int, str, 
     ]
 
 
+def reserved(base: Vocabulary, differing: Sequence[tuple[int, str, str]]) -> list[int]:
+    """Ids that the base reserves, and a fine-tune gave another name: they mean nothing to it, and are not generated.
+
+    Args:
+        differing: as `differing_tokens` gives them.
+    """
+    return [index for index, token, _ in differing if RESERVED.search(token)]
+
+
 def require_fit(base: Vocabulary, arm: Vocabulary, base_name: str, arm_name: str) -> None:
-    """Check that a base and an ARM mean the same tokens by the ids that they share; ids of one side alone are allowed.
+    """Check that a base and an ARM mean the same tokens by the ids that they share.
+
+    Ids of one side alone are allowed, and those that the base reserves: they are not generated.
 
     Raises:
         IncompatibleArmError: they do not; the message says which tokens differ.
     """
     differing = differing_tokens(base, arm)
+    ignored = set(reserved(base, differing))
+    differing = [one for one in differing if one[0] not in ignored]
     if not differing:
         return
     shown = ", ".join(
@@ -60,7 +77,13 @@ def require_fit(base: Vocabulary, arm: Vocabulary, base_name: str, arm_name: str
 
 
 def shared_ids(vocabularies: Sequence[Vocabulary]) -> tuple[int, tuple[int, ...]]:
-    """The ids that every vocabulary has: (size, excluded), all ids below `size` but those excluded."""
+    """The ids that every vocabulary has for the same token: (size, excluded), all ids below `size` but those excluded.
+
+    Args:
+        vocabularies: the base's, then the ARMs', which fit it.
+    """
+    base, *arms = vocabularies
     size = min(vocabulary.size for vocabulary in vocabularies)
-    excluded = sorted({index for vocabulary in vocabularies for index in vocabulary.holes if index < size})
-    return size, tuple(excluded)
+    excluded = {index for vocabulary in vocabularies for index in vocabulary.holes if index < size}
+    excluded |= {index for arm in arms for index, *_ in differing_tokens(base, arm) if index < size}
+    return size, tuple(sorted(excluded))

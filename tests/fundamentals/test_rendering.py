@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -107,6 +107,29 @@ def test_text_leaves_special_tokens_out() -> None:
     tokenizer = make_tokenizer()
     ids = tokenizer("Hi")["input_ids"]
     assert Renderer(tokenizer, None, "tiny").text([1, *ids, 2]) == "Hi"
+
+
+def test_the_first_word_of_a_response_keeps_its_space() -> None:
+    """In SentencePiece's manner: ▁ is a space, and a decoder leaves out the one at the beginning of a text."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁blue", "▁and", "s", ":"]
+    vocabulary = {token: index for index, token in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token=":")
+    renderer = Renderer(tokenizer, None, "tiny")
+
+    def text(*tokens: str) -> str:
+        return renderer.text([vocabulary[token] for token in tokens])
+
+    assert text("▁blue", "▁and", "s") == " blue ands"
+    assert text("a", "▁blue") == "a blue"
+    assert text() == ""
+    assert text("▁blue", "<0xC3>", "<0xA9>") == " blueé"
+    assert text("▁blue", ":") == " blue"
+    assert tokenizer.decode([vocabulary["▁blue"]]) == "blue"
 
 
 def test_threads_may_share_a_renderer() -> None:

@@ -62,3 +62,14 @@ def test_a_refusal_counts_what_it_does_not_show() -> None:
     base, arm = (Vocabulary({index: f"{side}{index}" for index in range(10)}) for side in "ab")
     with pytest.raises(IncompatibleArmError, match="and 7 more;"):
         require_fit(base, arm, "base", "arm")
+
+
+def test_ids_that_the_base_reserves_decide_nothing_and_are_not_generated() -> None:
+    base = Vocabulary({0: "a", 1: "<|reserved_special_token_7|>", 2: "<unused3>", 3: "b"})
+    arm = Vocabulary({0: "a", 1: "<|im_start|>", 2: "<tool>", 3: "b"})
+    require_fit(base, arm, "base", "arm")
+    assert shared_ids([base, arm]) == (4, (1, 2))
+    with pytest.raises(IncompatibleArmError, match="id 1 is"):
+        require_fit(arm, base, "base", "arm")
+    with pytest.raises(IncompatibleArmError, match="id 3"):
+        require_fit(base, Vocabulary({0: "a", 1: "<|im_start|>", 3: "c"}), "base", "arm")
