@@ -20,6 +20,7 @@ from models.native.build import (
     find_build,
     find_compiler,
     folder,
+    held_to,
     instruction_set,
 )
 from models.native.kernels import DEFINES, Kernels, kernels_for
@@ -54,8 +55,8 @@ class Speeds:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether this CPU computes in bfloat16, and PyTorch is not held to a lesser one."""
+    return held_to() == "native" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def auto_dtype(use_kernels: bool | None) -> torch.dtype:

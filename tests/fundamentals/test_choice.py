@@ -12,7 +12,16 @@ import torch
 from models.engine import Engine, EngineSettings
 from models.errors import SpecError
 from models.native import build, choice
-from models.native.choice import PREFERENCES, Speeds, auto_dtype, chosen_kernels, kept_speeds, measured_speeds, speeds
+from models.native.choice import (
+    PREFERENCES,
+    Speeds,
+    auto_dtype,
+    chosen_kernels,
+    has_bfloat16,
+    kept_speeds,
+    measured_speeds,
+    speeds,
+)
 from models.native.speeds import measure_speeds
 from models.spec import GenerationSpec
 from models.zoo import Placement
@@ -192,6 +201,15 @@ def test_compiling_is_told_once_and_processes_take_turns(
     assert told[1].startswith("compiled the CPU kernels in ")
     assert len(told) == 2
     assert logging.getLogger("models.native").level == logging.NOTSET
+
+
+@pytest.mark.parametrize(("held", "has_it"), [("native", True), ("avx2", False), ("sse", False)])
+def test_bfloat16_is_not_used_where_pytorch_is_held_to_less(
+    monkeypatch: pytest.MonkeyPatch, held: str, has_it: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(choice, "held_to", lambda: held)
+    assert has_bfloat16() is has_it
 
 
 def test_the_instruction_set_is_named_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
