@@ -104,5 +104,5 @@ def _refusal(name: str, value: Any) -> str:
     if name not in REFUSED:
         return f"genarm does not know {name[:80]} of its adapter_config.json ({shown[:80]}); {MERGE}"
     refusal = REFUSED[name]
-    remedy = "train a LoRA adapter instead" if name == "peft_type" and value in PROMPTS else refusal.remedy
+    remedy = "train a LoRA adapter instead" if name == "peft_type" and str(value) in PROMPTS else refusal.remedy
     return f"only plain LoRA rides on a backbone, and its {name} ({shown[:80]}) {refusal.reason}; {remedy}"

@@ -46,7 +46,7 @@ junk = st.recursive(
 SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "ignore_eos", "surprise"]
 samplings = st.dictionaries(st.sampled_from(SAMPLING), junk, max_size=4) | junk
 arms = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("name", "ref", "weight", "template"), junk) | {"ref": any_text}
+    {}, optional=dict.fromkeys(("name", "ref", "weight", "template", "on_base"), junk) | {"ref": any_text}
 )
 specs = st.fixed_dictionaries(
     {"base": st.just("tiny") | any_text | junk},

@@ -150,7 +150,7 @@ def test_references(home, tmp_path_factory, ref, is_registered):
         assert is_one_line(error)
 
 
-fields = st.dictionaries(st.sampled_from(["kind", "hub", "revision", "path"]), any_text | junk, max_size=4)
+fields = st.dictionaries(st.sampled_from(["kind", "hub", "revision", "path", "base"]), any_text | junk, max_size=4)
 
 
 @st.composite

@@ -91,7 +91,7 @@ OFF: dict[str, list[dict[str, Any]]] = {
 """Fields that are refused, and values with which PEFT makes an adapter here."""
 
 WRITTEN: dict[str, list[Any]] = {
-    "peft_type": ["IA3", "ADALORA", "PREFIX_TUNING", "NONESUCH", None],
+    "peft_type": ["IA3", "ADALORA", "PREFIX_TUNING", "NONESUCH", None, ["LORA"]],
     "task_type": ["SEQ_CLS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"],
     "init_lora_weights": ["corda", "loftq", "lora_ga", "PiSSA", "nonesuch"],
     "use_qalora": [True],
