@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test fuzz chaos bench-ledger bench-alignment lint types docs screenshots check demo clean
+.PHONY: venv test test-arm fuzz chaos bench-ledger bench-alignment lint types docs screenshots check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,6 +21,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## run all tests, against real Redis, PostgreSQL and SQLite
 	$(BIN)/python -m pytest
+
+test-arm: $(STAMP)  ## the tests of the kernels on Arm, emulated; needs Debian's gcc-aarch64-linux-gnu and qemu-user
+	@command -v aarch64-linux-gnu-gcc qemu-aarch64 > /dev/null || { echo "apt-get install gcc-aarch64-linux-gnu qemu-user" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/arm
 
 chaos: export OMP_NUM_THREADS = 1
 chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each database; outages of a minute

@@ -1,6 +1,7 @@
 """How fast the engine decodes, beside its peers: a table, or one JSON object per workload.
 
-    python benchmarks/engine.py --base MODEL [--vllm PYTHON] [--only NAME ...] [--isa avx2] [--json]
+    python benchmarks/engine.py --base MODEL [--vllm PYTHON] [--only NAME ...]
+        [--dtype float32] [--isa avx2] [--json]
 
 MODEL is a reference, such as a folder or a .gguf file; the ARM is a second full copy of the same weights unless the
 workload says otherwise. A workload and its peer run in turn, and medians are compared, since machines are shared and
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vllm", help="Python of an environment with vLLM")
     parser.add_argument("--home", type=Path, default=Path(".genarm"), help="where a .gguf file is converted to")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N; vLLM chooses its own")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16, of all models")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="some of the workloads")
     parser.add_argument("--repeats", type=int, default=5, help="turns after one to warm up; uneven: two at most")
     parser.add_argument("--json", action="store_true", help="one JSON object per workload")
@@ -42,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     met = []
     with ExitStack() as stack:
         try:
-            bench = Bench(options.base, options.home, options.device, options.repeats, options.vllm, stack)
+            bench = Bench(
+                options.base, options.home, options.device, options.dtype, options.repeats, options.vllm, stack
+            )
         except ModelsError as error:
             parser.error(str(error))
         if not options.json:

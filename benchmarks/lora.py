@@ -37,13 +37,13 @@ def four_adapters(base: str, folder: Path) -> tuple[list[str], list[str]]:
     return adapters, merged
 
 
-def memory_bytes(base: str, adapters: Sequence[str], device: str, prompts: Sequence[str]) -> int:
+def memory_bytes(base: str, adapters: Sequence[str], device: str, dtype: str, prompts: Sequence[str]) -> int:
     """Memory that a base with adapters takes on its device as it generates, without its KV cache.
 
     On the CPU it is what a process of its own grows by, so that what others left behind does not count.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as processes:
-        return processes.submit(_measure, base, adapters, device, prompts).result()
+        return processes.submit(_measure, base, adapters, device, dtype, prompts).result()
 
 
 def _taken(device: torch.device) -> int:
@@ -54,11 +54,11 @@ def _taken(device: torch.device) -> int:
     return pages * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def _measure(base: str, adapters: Sequence[str], device: str, prompts: Sequence[str]) -> int:
+def _measure(base: str, adapters: Sequence[str], device: str, dtype: str, prompts: Sequence[str]) -> int:
     place = torch.device(device)
     before = _taken(place)
     with tempfile.TemporaryDirectory() as home:
-        engine = OurEngine(Path(home), base, adapters, len(prompts), device=device, kv_cache_bytes=KV_CACHE_BYTES)
+        engine = OurEngine(Path(home), base, adapters, len(prompts), 1, device, dtype, KV_CACHE_BYTES)
         futures = engine.submit([Request(text, NEW_TOKENS) for text in prompts])
         while engine.engine.step():
             pass

@@ -36,6 +36,7 @@ class OurEngine:
         max_running: int = 64,
         samples: int = 1,
         device: str = "auto",
+        dtype: str = "auto",
         kv_cache_bytes: int = KV_CACHE_BYTES,
     ) -> None:
         self.spec = GenerationSpec.parse(
@@ -48,7 +49,9 @@ class OurEngine:
             }
         )
         self.engine = Engine(
-            EngineSettings(home=home, device=device, max_running=max_running, kv_cache_bytes=kv_cache_bytes)
+            EngineSettings(
+                home=home, device=device, dtype=dtype, max_running=max_running, kv_cache_bytes=kv_cache_bytes
+            )
         )
         self.guided = self.engine.load(self.spec)
         self.tokenizer: Any = self.guided.base.renderer.tokenizer

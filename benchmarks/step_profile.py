@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import models.engine
+from benchmarks import isa
 from benchmarks.clock import OUTSIDE, PACKING_PARTS, Clock, Part
 from benchmarks.ours import OurEngine, Request
 from benchmarks.prompts import prompts
@@ -71,11 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--home", type=Path, default=Path(".genarm"), help="where a .gguf file is converted to")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--waiting", type=int, default=0, help="so many more requests wait for places")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    isa.add_option(parser)
     options = parser.parse_args(arguments)
+    isa.hold_to(options.isa, parser)
     with tempfile.TemporaryDirectory() as folder:
         base = str(resolve(options.base, options.home).folder)
         arm = str(shutil.copytree(base, Path(folder) / "arm"))
-        engine, draw = OurEngine(Path(folder), base, [arm], max_running=options.rows), random.Random(0)
+        engine = OurEngine(Path(folder), base, [arm], max_running=options.rows, dtype=options.dtype)
+        draw = random.Random(0)
         for _ in range(2):  # the first warms up
             running = [Request(text, NEW_TOKENS) for text in prompts(engine.tokenizer, options.rows, 32, draw)]
             seconds = measure(engine, running, [running[0]] * options.waiting)

@@ -60,17 +60,20 @@ class Bench:
         base: a reference; the ARM is a second full copy of it, unless a workload says otherwise.
         home: where a .gguf file is converted to.
         device: auto, cpu, cuda or cuda:N; ours and transformers' models run on it.
+        dtype: auto, or a precision; that of all models.
         turns: how often a workload and its peer take turns.
         vllm: Python of an environment with vLLM, if there is one.
         stack: ends what the bench starts.
 
     Raises:
-        ModelsError: the base cannot be read, or there is no such device.
+        ModelsError: the base cannot be read, or there is no such device or dtype.
     """
 
-    def __init__(self, base: str, home: Path, device: str, turns: int, vllm: str | None, stack: ExitStack) -> None:
+    def __init__(
+        self, base: str, home: Path, device: str, dtype: str, turns: int, vllm: str | None, stack: ExitStack
+    ) -> None:
         self.turns = turns
-        self.placement = Placement.choose(device, "auto", None)
+        self.placement = Placement.choose(device, dtype, None)
         description = describe(base, home)
         self.config, self.tokenizer = description.config, description.tokenizer
         self.base = str(description.source.folder.resolve())
@@ -78,6 +81,16 @@ class Bench:
         self._draw = random.Random(0)
         self._vllm_python = vllm
         self._stack = stack
+
+    @property
+    def device(self) -> str:
+        """Where models run."""
+        return str(self.placement.device)
+
+    @property
+    def dtype(self) -> str:
+        """The precision of all models."""
+        return str(self.placement.dtype).removeprefix("torch.")
 
     @cached_property
     def copy(self) -> str:
@@ -94,13 +107,12 @@ class Bench:
         """vLLM, if there is one."""
         if self._vllm_python is None:
             return None
-        dtype = str(self.placement.dtype).removeprefix("torch.")
-        peer = VllmPeer(self._vllm_python, self.base, dtype, MOST_RUNNING, KV_CACHE_BYTES)
+        peer = VllmPeer(self._vllm_python, self.base, self.dtype, MOST_RUNNING, KV_CACHE_BYTES)
         return self._stack.enter_context(peer)
 
     def ours(self, arms: Sequence[str], most_running: int = MOST_RUNNING, samples: int = 1) -> OurEngine:
         """Our engine with the base and these ARMs; it takes its memory until nobody knows it any more."""
-        return OurEngine(self.folder, self.base, arms, most_running, samples, device=str(self.placement.device))
+        return OurEngine(self.folder, self.base, arms, most_running, samples, self.device, self.dtype)
 
     def transformers(self, arm: str | None) -> TransformersPeer:
         """Generate of transformers in static batches of 32."""
@@ -177,14 +189,14 @@ def lora(bench: Bench) -> Measured:
 
 def lora_memory(bench: Bench) -> Measured:
     """Memory of the base with four LoRA ARMs against the base alone."""
-    texts, device = [one.prompt for one in bench.requests(8, prompt_tokens=4)], str(bench.placement.device)
-    together, alone = (float(memory_bytes(bench.base, arms, device, texts)) for arms in (bench.adapters[0], []))
+    texts, place = [one.prompt for one in bench.requests(8, prompt_tokens=4)], (bench.device, bench.dtype)
+    together, alone = (float(memory_bytes(bench.base, arms, *place, texts)) for arms in (bench.adapters[0], []))
     return Measured([together], [alone])
 
 
 def efficiency(bench: Bench, count: int) -> Measured:
     """Guided decoding against base and ARM, each alone on the same engine, one after the other."""
-    arm = OurEngine(bench.folder, bench.copy, (), MOST_RUNNING, device=str(bench.placement.device))
+    arm = OurEngine(bench.folder, bench.copy, (), MOST_RUNNING, device=bench.device, dtype=bench.dtype)
     engines = (bench.ours([bench.copy]), bench.ours([]), arm)
     guided, *alone = in_turn(bench.turns, *(bench.rate(engine.seconds, count) for engine in engines))
     return Measured(guided, [1 / (1 / base + 1 / arm) for base, arm in zip(*alone, strict=True)])
@@ -197,13 +209,13 @@ def overhead(bench: Bench) -> Measured:
     return Measured(shares, [1.0])
 
 
-def roofline(bench: Bench, is_guided: bool) -> Measured:
+def roofline(bench: Bench, count: int, is_guided: bool) -> Measured:
     """All tokens that ran, those of prompts included, against as many matrix products alone."""
     arms = [bench.copy] if is_guided else []
     ran = PROMPT_TOKENS + NEW_TOKENS - 1  # by each model; the last new token runs no more
     inner, head = products_per_token(bench)
     products = (inner * ran + head * NEW_TOKENS) / ran
-    ours = bench.rate(bench.ours(arms).seconds, 128, (1 + len(arms)) * ran)
+    ours = bench.rate(bench.ours(arms).seconds, count, (1 + len(arms)) * ran)
     size = 8192 if bench.placement.device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, dtype=bench.placement.dtype, device=bench.placement.device) for _ in range(2))
 
@@ -290,13 +302,17 @@ WORKLOADS = {
         for count in (32, 64)
     },
     "overhead": Workload("share of a guided step of 64 rows outside the models", overhead, 0.15, at_most=True),
+    "roofline-32": Workload(
+        "32 at once: the base's tokens/s, prompts included, against matrix products alone",
+        partial(roofline, count=32, is_guided=False),
+    ),
     "roofline": Workload(
         "128 at once: the base's tokens/s, prompts included, against matrix products alone",
-        partial(roofline, is_guided=False),
+        partial(roofline, count=128, is_guided=False),
     ),
     "roofline-guided": Workload(
         "128 at once: guided, model tokens/s, prompts included, against matrix products alone",
-        partial(roofline, is_guided=True),
+        partial(roofline, count=128, is_guided=True),
     ),
 }
 """By the names that --only takes."""

@@ -110,11 +110,11 @@ class Kernels:
 
     def __init__(self, loaded: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.step = c_int64.in_dll(loaded, "inner_step").value
+        self.step: int = loaded.inner_step()
         """Inner dimensions must be a multiple of this."""
         self._factors = dtype if self.step * dtype.itemsize == 4 else torch.float32
         """What the rows of a matrix product are read as; bfloat16 only where the CPU multiplies it."""
-        self._panel = c_int64.in_dll(loaded, "panel_features").value
+        self._panel: int = loaded.panel_features()
         self._library = loaded
         pointer, size = c_void_p, c_int64
         loaded.pack.argtypes = [pointer, size, size, pointer]

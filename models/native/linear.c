@@ -9,10 +9,12 @@
 #define VECTORS 2 /* of a panel */
 #define PANEL (VECTORS * LANES)
 #define MOST_PANELS 4               /* of a tile */
-#define DEPTH (16384 / (PANEL * 4)) /* steps of a panel that stay in the first cache while the rows go by */
+#define DEPTH (24576 / (PANEL * 4)) /* steps of a panel that stay in the first cache while the rows go by */
 #define MOST_ROWS 144               /* that stay in the second cache while the panels go by; a multiple of TILE_ROWS */
 
-const int64_t panel_features = PANEL, inner_step = STEP;
+/* The layout of a packed weight, for those who make room for it. */
+int64_t panel_features(void) { return PANEL; }
+int64_t inner_step(void) { return STEP; }
 
 enum { ELEMS, FLOATS, FACTORS };
 
@@ -48,6 +50,7 @@ INLINE void tile(const Product *p, const Part *part, const int rows, const int p
         for (int v = 0; v < vectors; v++)
             acc[r][v] = part->first ? load(part->sums + (r * vectors + v) * LANES) : (vfloat){0};
     const char *ahead = part->ahead;
+#pragma GCC unroll 2
     for (int64_t k = part->steps; k; k--) {
         vfactor b[VECTORS * MOST_PANELS];
 #pragma GCC unroll 8
