@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test test-arm fuzz chaos bench-ledger bench-alignment lint types docs screenshots check demo clean
+.PHONY: venv test test-arm fuzz chaos containers bench-ledger bench-alignment lint types docs screenshots check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare datab
 bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Rewarded Soups; goes on where it stopped
 	$(MAKE) -C examples/arms small
 	$(BIN)/python -m benchmarks.alignment $(BENCH)
+
+containers: $(STAMP)  ## build the image and run compose.yaml in real containers; as root, with docker.io and debootstrap
+	$(BIN)/python -m tests.deployment.containers
 
 fuzz: $(STAMP)  ## feed 100,000 inputs to every boundary; `make test` feeds 2,000
 	FUZZ_INPUTS=100000 $(BIN)/python -m pytest --timeout 7200 -o faulthandler_timeout=7500 tests/fuzz

@@ -4,11 +4,13 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import CPendingDeprecationWarning
 from kombu import Queue
 
 from worker import logs, quiet, serving, tasks, tracing, transport
@@ -71,8 +73,12 @@ def make_app(settings: Settings, engine_factory: EngineFactory = make_engine) ->
 
 
 def worker_argv(settings: Settings, options: Sequence[str] = ()) -> list[str]:
-    """Arguments for Celery's worker command; `options` are Celery's own and go last, so that they win."""
+    """Arguments for Celery's worker command; `options` are Celery's own and go last, so that they win.
+
+    A log of JSON has no banner at its head, which is no JSON.
+    """
     return [
+        *(["--quiet"] if settings.log_format == "json" else []),
         "worker",
         f"--loglevel={settings.log_level}",
         f"--hostname=genarm-{os.getpid()}@%h",
@@ -128,6 +134,8 @@ def run_worker(
 
         def on_logging(loglevel: int, logfile: str | None, **_: Any) -> None:
             logs.set_up(settings.log_format, loglevel, logfile)
+            # Celery says with each lost connection what a later version will do; our settings say what this one does.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
         def on_ready(**_: Any) -> None:
             tell(READY)

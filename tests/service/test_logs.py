@@ -57,6 +57,7 @@ def test_a_worker_logs_json_with_the_ids_of_each_shard(worker, ledger, submit, p
     publish()
     wait_until(is_done(ledger, job_id))
     wait_until(lambda: "2 rows" in worker_log())
+    assert "[queues]" not in worker_log()  # Celery's banner
     lines = [json.loads(line) for line in worker_log().splitlines() if line.startswith("{")]
     (done,) = [line for line in lines if "2 rows" in line["message"]]
     (failed,) = [line for line in lines if "a bug" in line["message"]]
