@@ -21,8 +21,8 @@ AWAY = (
     ("password authentication failed", "refuses the user or the password: {reason}"),
     ("no password supplied", "refuses the user or the password: {reason}"),
     ('" does not exist', "cannot be used: {reason}; make it, or mend the URL"),
-    ("disk is full", "cannot be written: the disk is full; make room, and what was asked goes on"),
-    ("No space left on device", "cannot be written: the disk is full; make room, and what was asked goes on"),
+    ("disk is full", "cannot be written: the disk is full; make room"),
+    ("No space left on device", "cannot be written: the disk is full; make room"),
     ("readonly database", "cannot be written: permission denied, or a read-only file system"),
 )
 """By a part of the driver's message; a moment later it may be otherwise."""
@@ -47,7 +47,7 @@ def complaint(url: sa.URL, error: DBAPIError) -> DbError | None:
 def _away(url: sa.URL, reason: str) -> str:
     if reason == "unable to open database file":
         return f"cannot be opened: {_why_closed(Path(str(url.database)))}"
-    template = next((text for part, text in AWAY if part in reason), "does not answer: {reason}")
+    template = next((text for part, text in AWAY if part in reason), "does not answer: {reason}; is it running?")
     return template.format(reason=reason)
 
 

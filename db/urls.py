@@ -96,10 +96,8 @@ def _postgresql_url(rest: str) -> DatabaseUrl:
 
 
 def _require_escaped(rest: str) -> None:
-    """Refuse an `@` or `/` inside of a password, which would end up in the host's name, and in messages."""
-    authority, _, path = rest.partition("/")
-    path, _, options = path.partition("?")
-    if authority.count("@") > 1 or ("@" not in authority and ("@" in path or (":" in authority and "@" in options))):
+    """Refuse an `@` or `/` inside of a password, a part of which would end up in another place, and in messages."""
+    if rest.count("@") > 1 or "@" in rest.partition("/")[2]:
         raise DbError(f"the database URL cannot be taken apart; {ESCAPED}")
 
 

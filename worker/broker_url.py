@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 FORM = "use redis://:PASSWORD@HOST:6379/0, rediss:// (TLS), unix:///PATH or sentinel://HOST:26379/0?master_name=NAME"
 ESCAPED = "percent-encode what is special in its parts: %40 for @, %2F for /, %23 for #, %25 for %, %3B for ;"
 SCHEMES = {"redis": "redis", "rediss": "rediss", "unix": "socket", "redis+socket": "socket", "sentinel": "sentinel"}
+SCHEME = re.compile(f"({'|'.join(map(re.escape, SCHEMES))})://", re.IGNORECASE)
 VALKEY = {"valkey": "redis", "valkeys": "rediss"}
 TLS_OPTIONS = {
     f"ssl_{name}" for name in ("cert_reqs", "ca_certs", "ca_path", "certfile", "keyfile", "password", "check_hostname")
@@ -51,6 +52,8 @@ def parse_broker_url(text: str) -> Broker:
     Raises:
         BrokerUrlError: it is no URL of Redis, or has what is not understood.
     """
+    if not all(SCHEME.match(part) for part in text.split(";")[1:]):
+        raise BrokerUrlError(f"cannot be taken apart; {ESCAPED}")
     servers = [_Server.parse(part) for part in text.split(";")]
     kinds = {server.kind for server in servers}
     if len(kinds) > 1 or (len(servers) > 1 and kinds == {"socket"}):
@@ -122,7 +125,7 @@ def _split(text: str) -> tuple[SplitResult, int | None]:
         host = split.hostname or ""
     except ValueError:
         raise BrokerUrlError(f"has no usable port or host; {ESCAPED}") from None
-    if "#" in text or not re.fullmatch(r"[\w.:-]*", host) or "@" in split.path or re.search(r"\s", text):
+    if "#" in text or not re.fullmatch(r"[\w.:-]*", host) or "@" in split.path + split.query or re.search(r"\s", text):
         raise BrokerUrlError(f"cannot be taken apart; {ESCAPED}")
     return split, port
 
@@ -136,7 +139,7 @@ def _options(split: SplitResult, kind: str) -> dict[str, str]:
         if name in TLS_OPTIONS:
             raise BrokerUrlError(f"the option {name!r} needs TLS: rediss://")
         known = ", ".join(sorted(OPTIONS[kind]))
-        shown = repr(name) if re.fullmatch("[a-z_]{1,40}", name) and "@" not in split.query else "in it"
+        shown = repr(name) if re.fullmatch("[a-z_]{1,40}", name) else "in it"
         raise BrokerUrlError(f"the option {shown} is not known; leave it out (known: {known})")
     options = {name: value for name, value in options.items() if value}
     if kind == "rediss":

@@ -13,6 +13,7 @@ from celery.utils.log import get_logger
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from pydantic import BaseModel, ConfigDict, ValidationError
+from redis.exceptions import ConnectionError
 
 from worker import metrics
 
@@ -119,6 +120,12 @@ class Transport(_DeliversPlainCalls, kombu_redis.Transport):  # type: ignore[mis
 
 class SentinelChannel(_DropsWhatIsNoJson, kombu_redis.SentinelChannel):  # type: ignore[misc]
     """Of the Redis that Sentinels name."""
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        """kombu closes a lost connection before its channel, which then looks for the master once more."""
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("the connection is closed")
+        return super()._get_pool(asynchronous)
 
 
 class SentinelTransport(_DeliversPlainCalls, kombu_redis.SentinelTransport):  # type: ignore[misc]

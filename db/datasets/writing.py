@@ -111,7 +111,7 @@ def check_target(target: str, file_format: str) -> None:
     if not folder.is_dir():
         raise DatasetError(f"{target}: there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK):
-        raise DatasetError(f"{target}: the folder {folder} may not be written to")
+        raise DatasetError(f"{target}: the folder {folder} may not be written to: permission denied, or read-only")
 
 
 def require_pyarrow() -> Any:

@@ -43,6 +43,33 @@ junk = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=4), max_leaves=12
 )
 
+SECRET = "hunter2Zq"
+"""Planted in passwords; no output may have it."""
+signs = st.text(st.sampled_from("@:/?#%;&=[]., +é\\'\"x1"), max_size=4) | st.sampled_from(
+    ["%40", "%", "://", "@h/", "?db="]
+)
+schemes = st.sampled_from(
+    ["redis", "rediss", "unix", "redis+socket", "sentinel", "valkey", "amqp", "sqlite", "postgres", "postgresql",
+     "postgresql+asyncpg", "mysql", "", "REDIS", "postgresql+x.y"]
+)  # fmt: skip
+option_names = st.sampled_from(
+    ["db", "master_name", "ssl_cert_reqs", "sslmode", "schema", "host", "port", "options", "password", "virtual_host",
+     "credential_provider", "transport", "client_encoding", "ssl", "sentinel_password", "service"]
+)  # fmt: skip
+
+
+@st.composite
+def urls(draw):
+    """A URL with SECRET in its password, of which each part is usual or strange."""
+    password = draw(signs) + SECRET + draw(signs)
+    host = draw(st.sampled_from(["127.0.0.1:1", "h", "h1:1,h2:2", "[::1]:5", ""]) | signs)
+    path = draw(st.sampled_from(["", "/", "/0", "/db", "//tmp/x.db"]) | signs)
+    options = draw(st.lists(st.tuples(option_names | signs, signs | st.sampled_from(["1", "require"])), max_size=2))
+    query = "&".join("=".join(pair) for pair in options)
+    url = f"{draw(schemes)}://{draw(signs)}:{password}@{host}{path}{'?' if query else ''}{query}"
+    return url + draw(st.sampled_from(["", "", f";{url}", " ", "\n"]))
+
+
 SAMPLING = ["max_new_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "ignore_eos", "surprise"]
 samplings = st.dictionaries(st.sampled_from(SAMPLING), junk, max_size=4) | junk
 arms = st.fixed_dictionaries(

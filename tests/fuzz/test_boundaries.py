@@ -8,8 +8,10 @@ import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu import Connection
 from pydantic import ValidationError
 
+from db.session import connect, redacted
 from models.errors import ModelNotAllowedError, ModelsError, RowError, SpecError
 from models.loading import describe
 from models.references import resolve
@@ -18,7 +20,7 @@ from models.rendering import Renderer
 from models.spec import GenerationSpec, PromptRow
 from models.training.encoding import PairEncoder
 from models.training.preferences import BadPair, parse_preference
-from tests.fuzz.inputs import any_text, as_bytes, count, inputs, junk, pairs, rows, specs
+from tests.fuzz.inputs import SECRET, any_text, as_bytes, count, inputs, junk, pairs, rows, specs, urls
 from tests.tiny_models import TEMPLATE, make_tokenizer
 from worker import tasks
 from worker.admission import admit, admit_row
@@ -209,6 +211,26 @@ def test_settings(variables):
             Settings()
         except ValidationError as error:
             assert one_line(error).startswith("GENARM_")
+
+
+@inputs(0.1)
+@given(url=urls(), home=st.text(st.characters(exclude_characters="\x00", exclude_categories=("Cs",)), max_size=9))
+def test_urls(url, home):
+    """Neither what is refused nor what is accepted shows the password that is in it."""
+    count()
+    for name in ("broker_url", "database_url"):
+        try:
+            settings = Settings(home=home, **{name: url})
+        except ValidationError as error:
+            said = [one_line(error), str(error), repr(error)]
+        else:
+            ledger = connect(settings.effective_database_url)
+            broker = settings.broker
+            shown = Connection(broker.url, transport_options=broker.options).as_uri()
+            said = [redacted(ledger), shown, repr(settings), repr(broker), repr(ledger)]
+            ledger.dispose()
+        assert all(SECRET not in text for text in said)
+        assert len(said[0].splitlines()) <= 1
 
 
 def is_one_line(error):

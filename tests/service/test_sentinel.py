@@ -51,15 +51,17 @@ def deployment(start_server, tmp_path, wait_until):
     """A master, its replica and a Sentinel with a password of its own; the Sentinel's port and the master's process."""
     secret = ["--requirepass", PASSWORD, "--masterauth", PASSWORD, "--save", ""]
     master_port, master = start_server(*secret, password=PASSWORD)
-    start_server("--replicaof", "127.0.0.1", str(master_port), *secret, password=PASSWORD)
+    replica_port, _ = start_server("--replicaof", "127.0.0.1", str(master_port), *secret, password=PASSWORD)
+    replica = redis.Redis(port=replica_port, password=PASSWORD)
+    wait_until(lambda: replica.info("replication")["master_link_status"] == "up", seconds=60)
     config = tmp_path / "sentinel.conf"
     config.write_text(
         f'sentinel monitor mymaster 127.0.0.1 {master_port} 1\nsentinel auth-pass mymaster "{PASSWORD}"\n'
-        "sentinel down-after-milliseconds mymaster 500\nrequirepass other\n"
+        "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\nrequirepass other\n"
     )
     sentinel_port, _ = start_server("--sentinel", password="other", config=[str(config)])
     client = redis.Redis(port=sentinel_port, password="other")
-    wait_until(lambda: len(client.sentinel_slaves("mymaster")) == 1)
+    wait_until(lambda: [one["flags"] for one in client.sentinel_slaves("mymaster")] == ["slave"])
     return sentinel_port, master
 
 
