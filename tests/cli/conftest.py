@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from traceback import format_exception
 
 import pytest
 from click.testing import CliRunner
@@ -47,6 +48,27 @@ def genarm(tmp_path, environment):
             cwd=tmp_path, env=environment | settings, input=stdin, capture_output=True, text=True, timeout=280,
             check=False,
         )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def genarm_inside(tmp_path, monkeypatch):
+    """The same in this process, which spares each command the seconds that it takes to import torch and transformers.
+
+    Not for commands that read the process's own arguments, and not to see what libraries write to stderr.
+    """
+    outside = {name: None for name in os.environ if name.startswith("GENARM_")}
+    outside |= {"PYTHONPATH": str(Path.cwd()), "GENARM_DTYPE": "float32"}
+
+    def run(*arguments, stdin=None, **settings):
+        words = [str(word) for word in arguments]
+        changed = {name: str(value) for name, value in settings.items()}
+        with monkeypatch.context() as here:
+            here.chdir(tmp_path)
+            done = CliRunner().invoke(main, words, input=stdin, env=outside | changed, prog_name="genarm")
+        trace = "" if isinstance(done.exception, SystemExit | None) else "".join(format_exception(done.exception))
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr + trace)
 
     return run
 

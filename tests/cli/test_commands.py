@@ -10,6 +10,12 @@ import pytest
 from worker.cli.main import main
 
 
+@pytest.fixture
+def genarm(genarm_inside):
+    """Commands run in this process: this file starts many."""
+    return genarm_inside
+
+
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -17,6 +17,12 @@ from worker.ledger import open_ledger
 from worker.settings import Settings
 
 
+@pytest.fixture
+def genarm(genarm_inside):
+    """Commands run in this process: this file starts many."""
+    return genarm_inside
+
+
 def test_a_csv_of_run_can_be_scored_with_nothing_lost(genarm, models, tmp_path):
     rows = [{"id": f"old {i}", "key": f"k{i}", "prompt": f"Hi {i}"} for i in range(2)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -14,6 +14,12 @@ from worker.ledger import open_ledger
 from worker.settings import Settings
 
 
+@pytest.fixture
+def genarm(genarm_inside):
+    """Commands run in this process: this file starts many."""
+    return genarm_inside
+
+
 def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 

@@ -19,6 +19,12 @@ AWAY = {"GENARM_DATABASE_URL": "postgresql://me@127.0.0.1:1/x"}
 
 
 @pytest.fixture
+def genarm(genarm_inside):
+    """Commands run in this process: this file starts many."""
+    return genarm_inside
+
+
+@pytest.fixture
 def ledger(tmp_path):
     """The embedded ledger of the folder in which commands run."""
     ledger = open_ledger(Settings(home=tmp_path / ".genarm"))
