@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test test-arm fuzz chaos containers bench-ledger bench-alignment lint types docs screenshots check demo clean
+.PHONY: venv test test-arm fuzz chaos gpu containers bench-ledger bench-alignment lint types docs screenshots check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +34,10 @@ chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each databas
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
 	$(BIN)/python -m benchmarks.ledger $(BENCH)
+
+gpu: $(if $(WHEELS),,$(STAMP))  ## all checks of a GPU; offline with WHEELS, a folder of wheels of what PYTHON lacks
+	$(if $(WHEELS),$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target build/gpu $(WHEELS)/*.whl)
+	PYTHONPATH=build/gpu:. HF_HUB_OFFLINE=1 $(if $(WHEELS),$(PYTHON),$(BIN)/python) -m benchmarks.gpu $(GPU)
 
 bench-alignment: $(STAMP)  ## guided decoding beside best-of-n, ARGS, DPO and Rewarded Soups; goes on where it stopped
 	$(MAKE) -C examples/arms small
