@@ -166,7 +166,7 @@ def test_the_dockerfile_has_nothing_that_hadolint_warns_of():
 def test_both_images_have_a_compiler():
     """For the kernels on the CPU; on CUDA Triton compiles what starts its kernels. So it is asked of no variant."""
     image = Path("Dockerfile").read_text().split("FROM ")[-1]
-    assert re.search(r"^RUN apt-get update && apt-get install .* gcc libc6-dev ", image, re.MULTILINE)
+    assert re.search(r"apt-get install .* gcc libc6-dev ", image)
     assert "VARIANT" not in image
 
 
