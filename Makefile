@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: venv test test-arm fuzz chaos gpu containers bench-ledger bench-alignment lint types docs screenshots check demo clean
+.PHONY: venv test test-arm fuzz chaos families gpu containers bench-ledger bench-alignment lint types docs screenshots check demo clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,6 +31,9 @@ chaos: $(STAMP)  ## 200 random faults under a job of 2,000 rows, on each databas
 	$(BIN)/python -m tests.faults.chaos --database postgresql $(CHAOS)
 	$(BIN)/python -m tests.faults.chaos --database sqlite $(CHAOS)
 	OUTAGE_SECONDS=60 $(BIN)/python -m pytest tests/faults/test_commands.py
+
+families: $(STAMP)  ## run every decoder-only family of transformers; goes on where it stopped, and writes docs/families.md
+	$(BIN)/python -m tests.families
 
 bench-ledger: $(STAMP)  ## the service beside the bare engine and the bare database
 	$(BIN)/python -m benchmarks.ledger $(BENCH)

@@ -5,6 +5,7 @@ date of the job, so that its prompts are the same on every day and worker; and s
 """
 
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -90,7 +91,9 @@ def _compiled(text: str) -> tuple[Any, frozenset[str]]:
     sandbox.globals["strftime_now"] = _strftime_now
     tree = sandbox.parse(text)
     variables = frozenset(meta.find_undeclared_variables(sandbox.parse(text)))
-    return template_limits.compile_bounded(sandbox, tree), variables
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, about what jinja2 makes of the template
+        return template_limits.compile_bounded(sandbox, tree), variables
 
 
 def variables(text: str) -> frozenset[str]:
@@ -150,4 +153,8 @@ def render(
         )
     finally:
         _moment.day = None
+    try:
+        rendered.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it writes half of a surrogate pair, which is no text") from None
     return str(rendered)

@@ -81,7 +81,8 @@ specs = st.fixed_dictionaries(
         "arms": st.lists(arms, max_size=3) | junk,
         "sampling": samplings,
         "samples": numbers,
-        **dict.fromkeys(("system", "raw", "dtype", "trust_remote_code"), junk),
+        "chat_template_kwargs": st.dictionaries(any_text, junk, max_size=2) | junk,
+        **dict.fromkeys(("system", "raw", "dtype", "trust_remote_code", "chat_template", "date"), junk),
     },
 )
 messages = st.lists(st.fixed_dictionaries({"role": any_text, "content": any_text}) | junk, max_size=3)
@@ -92,6 +93,8 @@ rows = st.fixed_dictionaries(
         "messages": messages | junk,
         "weights": st.dictionaries(st.just("nice") | any_text, numbers | junk, max_size=2) | junk,
         "sampling": samplings,
+        "chat_template_kwargs": st.dictionaries(any_text, junk, max_size=2) | junk,
+        "tools": junk,
         "id": junk,
         "custom_id": junk,
         "response": junk,
