@@ -4,8 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from db.errors import DbError
+from models.errors import ModelsError
 from worker.app import run_worker
 from worker.engines import EngineFactory, make_engine
+from worker.errors import ServiceError
 from worker.settings import Settings
 
 
@@ -15,7 +18,11 @@ def main(arguments: Sequence[str], engine_factory: EngineFactory = make_engine) 
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--lifeline-fd", type=int)
     ours, celerys = parser.parse_known_args(arguments)
-    return run_worker(Settings(), celerys, engine_factory, ours.ready_fd, ours.lifeline_fd)
+    try:
+        return run_worker(Settings(), celerys, engine_factory, ours.ready_fd, ours.lifeline_fd)
+    except (DbError, ModelsError, ServiceError) as error:  # the command that started it shows the end of the log
+        sys.stderr.write(f"Error: {error}\n")
+        return 1
 
 
 if __name__ == "__main__":
