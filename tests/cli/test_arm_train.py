@@ -183,7 +183,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_weights_of_an_uninterrupted_trai
     resumed = genarm(*words, "-o", "stopped", "--resume")
     whole = genarm(*words, "-o", "whole")
 
-    assert refused.exit_code == 2
+    assert refused.returncode == 2
     assert "go on with --resume, or delete" in refused.stderr
     assert (resumed.returncode, whole.returncode) == (0, 0), resumed.stderr + whole.stderr
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("stopped", "whole"))
