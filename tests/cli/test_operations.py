@@ -208,7 +208,7 @@ def test_the_home_folder_of_nobody_is_refused_in_a_line(genarm, prompts):
     refused = genarm("job", "list", GENARM_HOME="~nobody-of-this-name")
     assert (refused.returncode, refused.stderr) == (2, "Error: GENARM_HOME: there is no user ~nobody-of-this-name\n")
     unknown = genarm("job", "submit", prompts, "--base", "~nobody-of-this-name/model")
-    assert (unknown.returncode, unknown.stderr) == (2, "Error: '~nobody-of-this-name/model': no such file or folder\n")
+    assert (unknown.returncode, unknown.stderr) == (2, "Error: ~nobody-of-this-name/model: no such file or folder\n")
 
 
 def test_a_worker_for_a_base_that_is_not_registered_does_not_start(genarm, tmp_path, broker_url):
@@ -233,6 +233,13 @@ def test_a_worker_that_could_run_no_job_does_not_start(genarm, options, message,
     refused = genarm("worker", *options, GENARM_BROKER_URL=broker_url, GENARM_ALLOW_ANY_MODEL="true")
     assert refused.returncode == 2, refused.stderr
     assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_run_shows_in_a_line_why_its_worker_does_not_start(genarm, models, prompts):
+    refused = genarm("run", prompts, "-o", "out.jsonl", "--base", models / "base", "--device", "cuda:63")
+    assert refused.returncode == 1, refused.stderr
+    assert "Error: device 'cuda:63': no CUDA device is available here" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
