@@ -24,6 +24,7 @@ from worker.settings import ENV_PREFIX, Settings
 
 RUN = {
     "README.md": "folder",
+    "adapters.md": "folder",
     "quickstart.md": "folder",
     "datasets.md": "folder",
     "training.md": "folder",
