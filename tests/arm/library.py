@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import models.native
 from models.native import kernels as native
 from models.native.build import FLAGS
+from tests.children import child
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 PLACE, SIZE = 0x1000_0000_0000, 2**28
@@ -86,13 +88,15 @@ class ArmLibrary:
             file.truncate(SIZE)
             self._memory = mmap.mmap(file.fileno(), SIZE)
             command = [EMULATOR, str(compiled(dtype, folder)), file.name, str(SIZE), str(PLACE)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._running = ExitStack()
+        self._process = self._running.enter_context(
+            child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
         self._step, self._panel = self._ask("inner_step"), self._ask("panel_features")
 
     def close(self) -> None:
         """End the kernels' process."""
-        self._process.kill()
-        self._process.wait()
+        self._running.close()
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         def call(*arguments: Any) -> int:

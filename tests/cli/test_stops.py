@@ -4,11 +4,13 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 import db.jobs
+from tests.children import child
 from tests.cli.conftest import COMMAND
 from tests.results import filled
 from worker.ledger import open_ledger
@@ -38,16 +40,12 @@ def run_keyed(dataset, models, environment, tmp_path):
     options = ["-o", "out.jsonl", "--base", models / "base", "--max-new-tokens", "60", "--ignore-eos", "--key", "k"]
     command = [*COMMAND, "run", str(dataset), *map(str, options)]
     slow = environment | {"GENARM_MAX_RUNNING": "1", "GENARM_SHARD_ROWS": "4"}
-    started = []
 
     def start():
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=slow, stderr=subprocess.PIPE, text=True))
-        return started[-1]
+        return stack.enter_context(child(command, cwd=tmp_path, env=slow, stderr=subprocess.PIPE, text=True))
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    with ExitStack() as stack:
+        yield start
 
 
 def wait_for_rows(ledger, more_than):

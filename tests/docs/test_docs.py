@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import db.results
 from db.datasets import DatasetSource, open_dataset
@@ -43,6 +44,12 @@ def shortened(text):
 def succeed(done):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def block_of(page, language):
+    """The one block of a language on a page."""
+    (block,) = (block for block in blocks(language) if Path(block.page).name == page)
+    return block
 
 
 def test_every_block_says_what_it_is_and_no_command_hides_in_another():
@@ -118,7 +125,7 @@ def test_the_rows_shown_go_in_and_come_out_like_that(ledger, submit, run_shards,
 
 
 def test_the_python_shown_polls_a_job_until_it_has_ended(ledger, submit, run_shards, capsys):
-    (block,) = blocks("python")
+    block = block_of("datasets.md", "python")
     url = ledger.url.render_as_string(hide_password=False)
     job_id = submit("one", REFUSE, "three")
     left = shard_ids_of(ledger)
@@ -134,6 +141,16 @@ def test_the_python_shown_polls_a_job_until_it_has_ended(ledger, submit, run_sha
     shown = capsys.readouterr().out
     assert "eno" in shown
     assert "eerht" in shown
+
+
+def test_the_python_shown_merges_an_adapter(folder, monkeypatch):
+    block = block_of("adapters.md", "python")
+    monkeypatch.chdir(folder)
+    (folder / "adapter").symlink_to(folder / "examples" / "arms" / "positive")
+    exec(block.text, {})
+    assert AutoModelForCausalLM.from_pretrained("merged").config.vocab_size == len(
+        AutoTokenizer.from_pretrained("merged")
+    )
 
 
 def test_every_registry_shown_is_one(tmp_path):

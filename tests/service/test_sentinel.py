@@ -3,12 +3,14 @@
 import signal
 import socket
 import subprocess
+from contextlib import ExitStack
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.children import child
 from tests.service.test_worker import is_done
 from worker.app import make_app
 from worker.dispatch import dispatch, look_at_queues
@@ -22,21 +24,18 @@ PASSWORD = "p@ss/#%"
 @pytest.fixture
 def start_server(tmp_path, wait_until):
     """Start a redis-server with these arguments on a free port; the port and the process."""
-    processes = []
 
     def start(*arguments, password, config=()):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
         command = [str(redis_binary()), *config, "--port", str(port), "--bind", "127.0.0.1", *arguments]
-        processes.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL))
+        process = stack.enter_context(child(command, cwd=tmp_path, stdout=subprocess.DEVNULL))
         client = redis.Redis(port=port, password=password, retry=Retry(NoBackoff(), 0))
         wait_until(lambda: answers(client))
-        return port, processes[-1]
+        return port, process
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+    with ExitStack() as stack:
+        yield start
 
 
 def answers(client):

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.children import child
 from tests.deployment.containers.shell import Failed, Shell
 
 START_SECONDS = 120
@@ -30,26 +31,23 @@ def docker_engine(shell: Shell, data: Path) -> Iterator[None]:
     socket = place / "socket"
     words = ["dockerd", f"--data-root={data}", f"--exec-root={place / 'exec'}", f"--pidfile={place / 'pid'}"]
     shell.env |= {"DOCKER_HOST": f"unix://{socket}", "DOCKER_BUILDKIT": "1", "DOCKER_CONFIG": str(place)}
-    with (place / "log").open("wb") as log:
-        # A session of its own: Ctrl-C is for us, who still need it to clean up.
-        daemon = subprocess.Popen(
-            [*words, "--bridge=none", f"--host=unix://{socket}"], stdout=log, stderr=log, start_new_session=True
-        )
+    words += ["--bridge=none", f"--host=unix://{socket}"]
     try:
-        shell.wait(
-            "dockerd answers",
-            lambda: _has_ended(daemon, place / "log") or not shell.result("docker", "info").returncode,
-            START_SECONDS,
-        )
-        yield
+        # A session of its own: Ctrl-C is for us, who still need it to clean up.
+        with (place / "log").open("wb") as log, child(words, stdout=log, stderr=log, start_new_session=True) as daemon:
+            try:
+                shell.wait(
+                    "dockerd answers",
+                    lambda: _has_ended(daemon, place / "log") or not shell.result("docker", "info").returncode,
+                    START_SECONDS,
+                )
+                yield
+            finally:
+                _remove_containers(shell)
+                daemon.send_signal(signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    daemon.wait(STOP_SECONDS)
     finally:
-        _remove_containers(shell)
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
         shutil.rmtree(data, ignore_errors=True)
         shutil.rmtree(place, ignore_errors=True)
 
